@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting there is: its type, default, unit and reason; and what is wrong with a file that sets them.
+
+The table below is the only list. `sample` prints etc/infocluster.toml from it, `read` checks a file against
+it, and a test holds the sample in etc/ equal to the table.
+
+Relative directories count from the tree that holds etc/ (the checkout, or PREFIX), so that an installation
+works within itself until somebody names real places.
+
+Source: TOML v1.0.0.
+"""
+
+import os
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from infocluster import config, names
+from infocluster.errors import ConfigError, UsageError, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a value has to be: words for the message, and a test."""
+
+    expected: str
+    fits: Callable[[Any], bool]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _one_of(*words: str) -> Kind:
+    return Kind("one of " + ", ".join(f'"{word}"' for word in words), lambda value: value in words)
+
+
+def _whole(least: int, most: int) -> Kind:
+    return Kind(f"a whole number from {least} to {most}", lambda value: _is_whole(value) and least <= value <= most)
+
+
+def _seconds(least: float, most: float) -> Kind:
+    return Kind(
+        f"a number of seconds from {least:g} to {most:g}",
+        lambda value: (_is_whole(value) or isinstance(value, float)) and least <= value <= most,
+    )
+
+
+def _fits_tree_path(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and names.tree_path(value) == value
+    except UsageError:
+        return False
+
+
+TEXT = Kind("a text in one line", lambda value: isinstance(value, str) and value.isprintable())
+NAME = Kind("a name of A-Z a-z 0-9 . _ -", lambda value: isinstance(value, str) and names.is_name(value))
+DIRECTORY = Kind("a directory", lambda value: isinstance(value, str) and value.isprintable() and value != "")
+TREE_PATH = Kind("a path below the trees, such as world/survey", _fits_tree_path)
+BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
+
+
+def _list_of(kind: Kind) -> Kind:
+    return Kind(
+        f"a list, each {kind.expected}",
+        lambda value: isinstance(value, list) and all(kind.fits(item) for item in value),
+    )
+
+
+DIRECTORIES = _list_of(DIRECTORY)
+TEXTS = _list_of(TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One line of the settings file."""
+
+    section: str
+    name: str
+    kind: Kind
+    default: Any
+    why: str
+
+
+SECTIONS = {
+    "site": "Where this cluster keeps what.",
+    "gather": "What visitors and machines send, in files on the server that took it.",
+    "survey": "The browser survey: cgi-bin/survey.cgi and batch/survey-nightly.",
+    "publish": "Results of batch jobs on their way into the production tree.",
+    "push": "The production tree on its way to the servers.",
+    "mail": "Letters: batch/mail-report and the notices of the other programs.",
+    "servers": "One section a server. Repeat it for each.",
+}
+
+REPEATED = frozenset({"servers"})
+
+TABLE = (
+    Setting("site", "name", TEXT, "infocluster", "What the site is called, on pages and in letters."),
+    Setting("site", "url", TEXT, "http://localhost/", "Where visitors find it; letters link to it."),
+    Setting(
+        "site", "production_dir", DIRECTORY, "var/www",
+        "The one production tree, on the batch host. Its subdirectories (world, ...) are the access trees.",
+    ),
+    Setting(
+        "site", "development_dirs", DIRECTORIES, ["var/wwwdev", "var/wwwudev"],
+        "The development trees, wwwdinst's first, wwwuinst's second. Their .wwwinstrc files protect what jobs publish.",
+    ),
+    Setting(
+        "site", "state_dir", DIRECTORY, "var/state",
+        "What the file owner's programs remember: databases, journals, locks, letters. On a local disk, never on NFS.",
+    ),
+    Setting(
+        "gather", "gather_dir", DIRECTORY, "var/gather",
+        "Where the batch host sees the servers' gather directories, as GATHER_DIR/SERVER/HOST/APP.",
+    ),
+    Setting("gather", "host", NAME, "www", "The HOST part of that path: the web service whose visitors are read."),
+    Setting(
+        "gather", "durable", BOOLEAN, True,
+        "Whether a record is on the disk before its visitor is answered. false spares an fsync (0.2 to 10 ms a hit) "
+        "and may lose the last seconds to a power cut.",
+    ),
+    Setting(
+        "gather", "lock_timeout_s", _seconds(0.1, 300), 10,
+        "Seconds a hit waits for the lock of its application before it answers 503.",
+    ),
+    Setting(
+        "gather", "limit_bytes", _whole(256, 1 << 24), 65536,
+        "Bytes a record may have as a line. A longer one is refused: a segment is read in memory-sized parts.",
+    ),
+    Setting(
+        "gather", "marks", TREE_PATH, "gather/marks",
+        "Where in the production tree the night leaves how far it has read, for gather-sweep on the servers. "
+        "Keep it in a tree that is pushed but not served.",
+    ),
+    Setting(
+        "gather", "keep_days", _whole(0, 3650), 7,
+        "Days a server keeps a segment after its day has ended and the batch host has read all of it.",
+    ),
+    Setting(
+        "gather", "processes", _whole(0, 1024), 0,
+        "Processes that read gathered records at once; 0 means one a core.",
+    ),
+    Setting("survey", "app", NAME, "survey", "The application's name below the gather directories."),
+    Setting(
+        "survey", "directory", TREE_PATH, "world/survey",
+        "Where the night publishes, and where on a web server the CGI finds what it shows.",
+    ),
+    Setting(
+        "survey", "agent_limit_bytes", _whole(16, 8192), 512,
+        "Bytes of a User-Agent that are kept; longer ones are cut. Apache itself takes at most 8190.",
+    ),
+    Setting("survey", "top", _whole(1, 1000), 12, "Rows a table or a picture shows by name; the rest is summed up."),
+    Setting(
+        "publish", "lock_timeout_s", _seconds(0, 86400), 3600,
+        "Seconds a job waits for the path locks of installs and pushes before it gives up until its next run.",
+    ),
+    Setting("push", "parallel", _whole(1, 1000), 16, "Servers that one push updates at once."),
+    Setting("push", "lock_timeout_s", _seconds(0, 86400), 86400, "Seconds a push waits for its path locks."),
+    Setting("push", "server_timeout_s", _seconds(1, 86400), 3600, "Seconds one server may take."),
+    Setting(
+        "mail", "transport", _one_of("smtp", "sendmail"), "smtp",
+        "How letters leave: over SMTP, or through a program that takes sendmail's options.",
+    ),
+    Setting("mail", "smtp_host", TEXT, "localhost", "The mail server."),
+    Setting("mail", "smtp_port", _whole(1, 65535), 25, "Its port."),
+    Setting("mail", "timeout_s", _seconds(1, 600), 30, "Seconds to wait for an answer of the mail server."),
+    Setting("mail", "sendmail", DIRECTORY, "/usr/sbin/sendmail", "The program for transport = \"sendmail\"."),
+    Setting("mail", "from", TEXT, "www-mgmt@localhost", "Who the letters are from."),
+    Setting("mail", "to", TEXTS, ["www-mgmt@localhost"], "Who gets the night's report."),
+    Setting("servers", "name", NAME, None, "The server's host name. Required."),
+    Setting("servers", "kind", NAME, "web", "Its family: wwwpush serves \"web\", ftppush \"ftp\"."),
+    Setting(
+        "servers", "transport", _one_of("local"), "local",
+        "How files get there. local: the destination is a directory on this host.",
+    ),
+    Setting("servers", "destination", DIRECTORY, None, "The production tree's directory on that server. Required."),
+)
+
+_DIRECTORIES = ("production_dir", "state_dir", "gather_dir", "development_dirs", "destination", "sendmail")
+
+
+def read(file: str) -> config.Settings:
+    """Return the settings of a TOML file, checked, with defaults filled in.
+
+    Args:
+        file: path of the TOML file.
+
+    Returns:
+        A dictionary by section; a repeated section is a list of dictionaries.
+
+    Raises:
+        ConfigError: ``FILE:LINE: SECTION.NAME = VALUE: expected WHAT``.
+    """
+    try:
+        with open(file, "rb") as stream:
+            text = stream.read().decode("utf-8")
+        written = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings {file}: {reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read the settings {file}: not UTF-8 at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"cannot read the settings {file}: {error}") from error
+    return _Checked(file, text).settings(written)
+
+
+def sample() -> str:
+    """Return etc/infocluster.toml: every setting commented out with its default, what it has to be and why."""
+    lines = [
+        "# Settings of infocluster. Every line that begins with \"#name =\" shows a default; remove the # to change it.",
+        "# Relative directories count from the directory that holds etc/.",
+        "# After a change, batch/check-site says whether all is well; batch/check-site -compile makes hits fast again.",
+    ]
+    for section, about in SECTIONS.items():
+        lines += ["", *_wrapped(about)]
+        repeated = section in REPEATED
+        lines.append(f"#[[{section}]]" if repeated else f"[{section}]")
+        for setting in TABLE:
+            if setting.section == section:
+                lines += [*_wrapped(f"{setting.why} ({setting.kind.expected})")]
+                lines.append(f"#{setting.name} = {_toml(setting.default)}")
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width=108, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return '""'
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return str(value)
+
+
+class _Checked:
+    """One file being checked: its name and text, so that a fault is told with its line."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self.file = file
+        self.lines = text.splitlines()
+        self.root = os.path.dirname(os.path.dirname(os.path.abspath(file)))
+
+    def settings(self, written: dict[str, Any]) -> config.Settings:
+        for section in written:
+            if section not in SECTIONS:
+                raise self.fault(section, None, f"unknown section; expected one of {', '.join(SECTIONS)}")
+        result: config.Settings = {}
+        for section in SECTIONS:
+            if section in REPEATED:
+                items = written.get(section, [])
+                if not isinstance(items, list):
+                    raise self.fault(section, None, f"expected [[{section}]], once for each")
+                result[section] = [self.section(section, item, place) for place, item in enumerate(items)]
+            else:
+                result[section] = self.section(section, written.get(section, {}))
+        names_seen: set[str] = set()
+        for place, server in enumerate(result["servers"]):
+            if server["name"] in names_seen:
+                raise self.fault("servers", "name", f"\"{server['name']}\" is given twice", place)
+            names_seen.add(server["name"])
+        return result
+
+    def section(self, section: str, written: Any, place: int = 0) -> dict[str, Any]:
+        if not isinstance(written, dict):
+            raise self.fault(section, None, f"expected a section [{section}]")
+        known = {setting.name: setting for setting in TABLE if setting.section == section}
+        for name in written:
+            if name not in known:
+                raise self.fault(section, name, f"unknown setting; expected one of {', '.join(known)}", place)
+        result = {}
+        for name, setting in known.items():
+            value = written.get(name, setting.default)
+            if value is None:
+                raise self.fault(section, name, "has to be set", place)
+            if not setting.kind.fits(value):
+                raise self.fault(section, name, f"{_toml(value)}: expected {setting.kind.expected}", place)
+            result[name] = self.absolute(value) if name in _DIRECTORIES else value
+        return result
+
+    def absolute(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self.absolute(item) for item in value]
+        return os.path.normpath(os.path.join(self.root, value))
+
+    def fault(self, section: str, name: str | None, what: str, place: int = 0) -> ConfigError:
+        line = self.line(section, name, place)
+        subject = section if name is None else f"{section}.{name}"
+        return ConfigError(f"{self.file}:{line}: {subject}: {what}")
+
+    def line(self, section: str, name: str | None, place: int) -> int:
+        """Return the line that a fault is about, or the section's, or 1: found by eye, as a person would."""
+        found, inside, seen = 1, False, -1
+        for number, line in enumerate(self.lines, 1):
+            words = line.split("#")[0].strip()
+            if words.startswith("["):
+                inside = words.strip("[] ") == section
+                seen += inside
+                if inside and seen <= place:
+                    found = number
+            elif inside and seen == place and name is not None and words.split("=")[0].strip().strip("\"'") == name:
+                return number
+        return found
