@@ -12,14 +12,17 @@ Shape: ``infocluster.toml.compiled`` is one marshalled tuple, such as
 
 import marshal
 import posix
-from typing import Any
 
 from infocluster import files
+
+TYPE_CHECKING = False  # typing itself costs a hit more than the rest of this module
+if TYPE_CHECKING:
+    from typing import Any
 
 ROOT = __file__.rpartition("/lib/")[0]
 FORMAT = "infocluster 1"
 
-Settings = dict[str, Any]
+Settings = dict[str, "Any"]
 
 
 def settings_file() -> str:

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gateway round every program of cgi-bin/: from the server's variables to one written reply.
+
+The work is done before the reply, since the server kills what runs on after it; then head and body are written at
+once and the process leaves without tearing the interpreter down, which a visitor would wait for.
+
+Source: RFC 3875.
+"""
+
+import posix
+import sys
+
+from infocluster import config, files
+from infocluster.errors import InfoclusterError
+from infocluster.web.request import Request
+from infocluster.web.response import HttpError, Response, error_page
+
+SENTENCES = {
+    400: "The server could not understand the request.",
+    403: "This is not allowed.",
+    500: "Something went wrong on the server.",
+    503: "The server cannot take this now. Please try again in a minute.",
+}
+RETRY_AFTER_S = "60"
+
+
+def run(handler: str) -> None:
+    """Answer the request that started this process, and leave.
+
+    Args:
+        handler: ``"module:function"``; the function takes a `Request` and returns a `Response`.
+
+    Returns:
+        Never. The exit status is 0 once a valid reply is written, whatever the reply is.
+    """
+    is_head = posix.environ.get(b"REQUEST_METHOD") == b"HEAD"
+    try:
+        response = answer(handler, posix.environ)
+        message = response.message(is_head)
+    except Exception:  # the last door: nothing leaves without an answer
+        message = failed().message(is_head)
+    try:
+        files.write_all(1, message)
+    except OSError:  # the visitor is gone; the work was done before
+        posix._exit(0)
+    posix._exit(0)
+
+
+def answer(handler: str, variables: "dict[bytes, bytes]") -> Response:
+    """Call a handler and return its answer, or the page of what went wrong."""
+    try:
+        request = Request(variables, config.load())
+        module_name, _, function_name = handler.partition(":")
+        __import__(module_name)
+        response: Response = getattr(sys.modules[module_name], function_name)(request)
+        return response
+    except HttpError as error:
+        return error_page(error.http_status, str(error), error.fields)
+    except InfoclusterError as error:
+        status = error.http_status
+        incident = log(str(error))
+        again = (("Retry-After", RETRY_AFTER_S),) if status == 503 else ()
+        return error_page(status, f"{SENTENCES[status]} (Incident {incident})", again)
+    except Exception:  # a fault of ours: the traceback to the log, a sentence to the visitor
+        return failed()
+
+
+def failed() -> Response:
+    """Write the exception that is being handled to the error log and return the page that says so."""
+    import traceback
+
+    return error_page(500, f"{SENTENCES[500]} (Incident {log(traceback.format_exc())})")
+
+
+def log(text: str) -> str:
+    """Write to the server's error log, one line a line of text, and return the incident's number."""
+    incident = posix.urandom(4).hex()
+    program = posix.environ.get(b"SCRIPT_NAME", b"cgi").decode("utf-8", "replace").rpartition("/")[2]
+    for line in text.rstrip().split("\n"):
+        clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
+        try:
+            files.write_all(2, f"{program}: incident {incident}: {clean}\n".encode("utf-8", "replace"))
+        except OSError:  # no error log: the visitor still gets an answer
+            break
+    return incident
