@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What gather-sweep does: on a web server, drop the segments that the batch host has read."""
+
+import os
+import time
+
+from infocluster import files
+from infocluster.cron.command import Run
+from infocluster.errors import BadInputError, ConfigError, reason
+from infocluster.gather import marks, sweep
+
+
+def work(run: Run) -> str:
+    """Sweep every application that there are marks for."""
+    directory = os.environ.get("SERVER_GATHER", "")
+    if not directory.startswith("/"):
+        raise ConfigError(
+            "cannot sweep: SERVER_GATHER names no directory; set it in the crontab as for the web server"
+        )
+    gather, site = run.settings["gather"], run.settings["site"]
+    marks_dir = run.arguments["marks"] or f"{site['production_dir']}/{gather['marks']}"
+    dropped = 0
+    try:
+        documents = sorted(name for name in os.listdir(marks_dir) if name.endswith(".json"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the marks in {marks_dir}: {reason(error)}") from error
+    for name in documents:
+        path = f"{marks_dir}/{name}"
+        try:
+            app, read = marks.parse(files.read(path), path)
+        except BadInputError as error:
+            run.fault(str(error))
+            continue
+        except OSError as error:
+            run.fault(f"cannot read {path}: {reason(error)}")
+            continue
+        now, keep_days, wait_s = time.time(), gather["keep_days"], gather["lock_timeout_s"]
+        dropped += sweep.sweep(directory, app, read, keep_days, now, wait_s, run.say, run.fault)
+    return f"{dropped} segment{'s' * (dropped != 1)} dropped"

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The write side of gather: append a record to the day's segment, whole and once.
+
+Shape: a segment ``$SERVER_GATHER/<app>/<YYYY-MM-DD>.jsonl`` holds the records of one day (UTC), one JSON object
+    a line in UTF-8, each with at least ``id`` (16 or more hexadecimal digits, unique) and ``time`` (Unix seconds;
+    its day is the segment's):
+
+    {"id":"5f0c2a9be7d14c33","time":1795384800.25,"agent":"Mozilla/5.0 (X11; Linux x86_64; rv:145.0)"}
+
+Writers hold ``$SERVER_GATHER/<app>.lock``. A line without its end was torn by a crash and was never
+acknowledged: the next writer ends it, and the reader counts it as no record.
+
+A hit loads this module: it stays with `posix`.
+
+Source: gather documentation; RFC 8259; JSON Lines; open(2), fsync(2).
+"""
+
+import posix
+import time
+
+from infocluster import files, names
+from infocluster.errors import BadInputError, UnavailableError, reason
+from infocluster.locks import lockfile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+try:
+    from _json import encode_basestring as _quoted  # the C half of json, which costs a hit nothing
+except ImportError:  # another Python: the library, at its price
+    from json.encoder import encode_basestring as _quoted
+
+_DIRECTORY_MODE = 0o755
+_FILE_MODE = 0o644
+
+
+def append(app: str, record: "dict[str, Any]", settings: "dict[str, Any]", directory: str | None = None) -> str:
+    """Append one record to an application's segment of the day and return its id.
+
+    When this returns, the record is in the segment once and whole and, with ``durable``, on the disk.
+
+    Args:
+        app: the application's name.
+        record: what to keep: names to texts, numbers, true, false, None, lists and dictionaries of those. ``id``
+            and ``time`` are added where it has none.
+        settings: the section ``[gather]``: ``durable``, ``lock_timeout_s``, ``limit_bytes``.
+        directory: the gather directory; by default what SERVER_GATHER names.
+
+    Raises:
+        UsageError: the name is none.
+        BadInputError: the record cannot be written as JSON, or is over ``limit_bytes``.
+        UnavailableError: no directory, no permission, disk full, lock held too long. The segment is then as it
+            was, or, where only the fsync failed, holds the record whole.
+    """
+    names.name(app, "an application's name")
+    if directory is None:
+        directory = posix.environ.get(b"SERVER_GATHER", b"").decode("utf-8", "surrogateescape")
+    if not directory.startswith("/"):
+        raise UnavailableError("cannot gather: SERVER_GATHER names no directory (the web server has to set it)")
+    now = time.time()
+    record_id = record.get("id") or posix.urandom(12).hex()
+    when = record.get("time", now)
+    if not isinstance(when, (int, float)) or not isinstance(record_id, str):
+        raise BadInputError(f"cannot gather a record for {app}: its id is no text or its time is no number")
+    content = line({"id": record_id, "time": when, **record})
+    if len(content) > settings["limit_bytes"]:
+        raise BadInputError(
+            f"cannot gather a record for {app}: {len(content)} bytes, and {settings['limit_bytes']} are allowed"
+        )
+    day = time.strftime("%Y-%m-%d", time.gmtime(when))
+    segment = f"{directory}/{app}/{day}.jsonl"
+    try:
+        with lockfile.hold(f"{directory}/{app}.lock", timeout_s=settings["lock_timeout_s"]):
+            fd = _append(segment, content)
+        # Not under the lock: hits that wait for the disk wait together.
+        try:
+            if settings["durable"]:
+                posix.fsync(fd)
+        finally:
+            posix.close(fd)
+    except OSError as error:
+        raise UnavailableError(f"cannot append to {segment}: {reason(error)}") from error
+    return record_id
+
+
+def line(record: "dict[str, Any]") -> bytes:
+    """Return a record as one line of JSON in UTF-8, the same as ``json.dumps`` makes it without blanks.
+
+    Args:
+        record: names to values. A character that UTF-8 has no bytes for becomes ``?``.
+
+    Raises:
+        BadInputError: a value is of a type that JSON has not, or a number that is none.
+    """
+    parts = []
+    for name, value in record.items():
+        if type(value) is str:
+            parts.append(f"{_quoted(name)}:{_quoted(value)}")
+        elif type(value) is int or (type(value) is float and value - value == 0):
+            parts.append(f"{_quoted(name)}:{value!r}")
+        else:
+            return _library_line(record)
+    return ("{" + ",".join(parts) + "}\n").encode("utf-8", "replace")
+
+
+def _library_line(record: "dict[str, Any]") -> bytes:
+    import json
+
+    try:
+        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadInputError(f"cannot write a record as JSON: {error}") from None
+    return (text + "\n").encode("utf-8", "replace")
+
+
+def _append(segment: str, content: bytes) -> int:
+    """Write a line at the end of a segment and return the open descriptor, or leave the segment as it was."""
+    flags = posix.O_RDWR | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NOFOLLOW
+    is_new = False
+    try:
+        fd = posix.open(segment, flags)
+    except FileNotFoundError:
+        parent = segment.rpartition("/")[0]
+        try:
+            posix.mkdir(parent, _DIRECTORY_MODE)
+            files.sync_directory(parent.rpartition("/")[0])
+        except FileExistsError:
+            pass
+        fd = posix.open(segment, flags | posix.O_CREAT | posix.O_EXCL, _FILE_MODE)
+        is_new = True
+    try:
+        size = posix.fstat(fd).st_size
+        if size and posix.pread(fd, 1, size - 1) != b"\n":
+            content = b"\n" + content
+        try:
+            files.write_all(fd, content)
+            if is_new:
+                files.sync_directory(segment.rpartition("/")[0])
+        except BaseException:
+            posix.ftruncate(fd, size)
+            if is_new:
+                posix.unlink(segment)
+            raise
+    except BaseException:
+        posix.close(fd)
+        raise
+    return fd

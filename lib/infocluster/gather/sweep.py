@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drop what the batch host has read: the last step in a record's life, taken by its owner on its own server.
+
+A segment goes when its day has ended more than `keep_days` ago and a mark covers all of it; a last line without
+its end was torn by a crash, was never acknowledged, and keeps nothing. It is looked at and unlinked under the
+application's lock, so no writer can add to it in between.
+"""
+
+import calendar
+import os
+import time
+from collections.abc import Callable
+
+from infocluster.errors import InfoclusterError, reason
+from infocluster.gather import collect
+from infocluster.gather.marks import Mark
+from infocluster.locks import lockfile
+
+DAY_S = 86400
+
+
+def sweep(
+    directory: str,
+    app: str,
+    marks: list[Mark],
+    keep_days: int,
+    now: float,
+    lock_timeout_s: float,
+    say: Callable[[str], None],
+    fault: Callable[[str], None],
+) -> int:
+    """Unlink the segments of one application that are read and old enough.
+
+    Args:
+        directory: this server's gather directory.
+        app: the application.
+        marks: how far the batch host has read it.
+        keep_days: days that a segment stays after its day.
+        now: Unix time, s.
+        lock_timeout_s: seconds to wait for the writers' lock.
+        say: told of each segment that was dropped.
+        fault: told of each that could not be.
+
+    Returns:
+        How many were dropped.
+    """
+    covered = {(mark.segment, mark.first_id): mark.offset for mark in marks if mark.app == app}
+    top = f"{directory}/{app}"
+    dropped = 0
+    try:
+        segments = sorted(name for name in os.listdir(top) if name.endswith(".jsonl"))
+    except FileNotFoundError:
+        return 0
+    for segment in segments:
+        ended = _end_of_day(segment)
+        if ended is None or now < ended + keep_days * DAY_S:
+            continue
+        try:
+            with lockfile.hold(f"{top}.lock", timeout_s=lock_timeout_s):
+                if _is_covered(f"{top}/{segment}", segment, covered):
+                    os.unlink(f"{top}/{segment}")
+                    dropped += 1
+                    say(f"drop {app}/{segment}")
+        except OSError as error:
+            fault(f"cannot drop {top}/{segment}: {reason(error)}")
+        except InfoclusterError as error:
+            fault(str(error))
+    return dropped
+
+
+def _is_covered(path: str, segment: str, covered: dict[tuple[str, str], int]) -> bool:
+    with open(path, "rb") as file:
+        first = file.readline()
+        if not first.endswith(b"\n"):
+            return False
+        offset = covered.get((segment, collect.first_id(first[:-1])))
+        if offset is None or offset > os.fstat(file.fileno()).st_size:
+            return False
+        file.seek(offset)
+        return not file.readline().endswith(b"\n")
+
+
+def _end_of_day(segment: str) -> float | None:
+    try:
+        return calendar.timegm(time.strptime(segment, "%Y-%m-%d.jsonl")) + DAY_S
+    except ValueError:
+        return None
