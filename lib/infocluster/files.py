@@ -57,7 +57,8 @@ def sync_directory(path: str) -> None:
 
 def temporary_name(name: str) -> str:
     """Return a name that nobody else uses, to stand in for `name` in its directory until it is whole."""
-    return f"{TEMPORARY}{name[:200]}.{posix.urandom(6).hex()}"
+    # 40 characters are at most 160 bytes; a name may have 255.
+    return f"{TEMPORARY}{name[:40]}.{posix.urandom(6).hex()}"
 
 
 def is_temporary(name: str) -> bool:

@@ -1,0 +1,662 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One directory tree made the copy of another: what differs, and whole files put in its place.
+
+1. `scan` reads the source once and returns a `Listing`: everything that is there, or what was named of it.
+2. `mirror` compares a destination with a listing and makes it the same, or only says what it would do. New and
+   changed things are put in place first, all over the tree; only then is removed what the source no longer has.
+
+What counts as the same: for a file, size, mtime and permissions; for a symbolic link, its text, which is copied
+as it is and never followed (it may be a URL, which is no path at all); for a directory, its permissions.
+A file appears under its name whole: temporary name, content, mode, mtime, rename. Permissions are the nine of
+chmod(1): set-user-id and set-group-id are never copied, because a copy belongs to us and not to whoever set
+them; and a directory always keeps u+rwx, without which we could neither fill nor empty it.
+
+Both trees are walked by directory descriptors that are opened with O_NOFOLLOW, so that a link that is put in the
+place of a directory meanwhile leads nowhere. Unfinished writes of ours (`files.is_temporary`) are never copied,
+and are removed at the destination. The caller holds the lock under which nobody else writes there.
+
+Source: openat(2), rename(2), utimensat(2), rsync(1) for what ``-a --delete`` is expected to do.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from infocluster import files
+from infocluster.errors import RefusedError, UnavailableError, reason
+from infocluster.names import printable
+
+# (type and permissions, size in bytes, mtime in ns, text of a link): two that are equal need no copy.
+Entry = tuple[int, int, int, str]
+
+# Called with a directory ("" is the root), a name in it and its st_mode; returns why it is to be left alone, or None.
+Leave = Callable[[str, str, int], str | None]
+
+ABSENT = -1
+DEPTH_LIMIT = 256
+CHUNK_BYTES = 1 << 20
+WHOLE_SECOND_NS = 1_000_000_000
+
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_SOURCE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_TARGET = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# After one of these no further file can be written either.
+_HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
+
+class Action(NamedTuple):
+    """One thing that was done, or that would be done where nothing is to be changed.
+
+    ``verb`` is "install", "update" or "remove"; "fail" when it could not be done, and "keep" when something was
+    not removed because something else had failed; ``reason`` then says why. ``size`` is in bytes, files only.
+    """
+
+    verb: str
+    path: str
+    is_directory: bool = False
+    size: int = 0
+    reason: str = ""
+
+
+class Directory:
+    """A directory of a listing, with what is in it.
+
+    ``whole`` tells whether everything in it is listed, so that what is not listed is to go; of the directories
+    above a named path only the way down is listed. ``mode`` is ABSENT where the source has no such directory.
+    """
+
+    __slots__ = ("absent", "directories", "entries", "left", "mode", "whole")
+
+    def __init__(self, mode: int, whole: bool) -> None:
+        self.mode = mode
+        self.whole = whole
+        self.entries: dict[str, Entry] = {}
+        self.directories: dict[str, Directory] = {}
+        self.left: set[str] = set()
+        self.absent: set[str] = set()
+
+
+class Listing:
+    """What a source tree holds, or the named part of it.
+
+    Attributes:
+        source: the root of the tree.
+        top: its root as a `Directory`.
+        left: ``(path, why)`` of everything that is neither copied nor removed, in the order of the walk.
+        count: files and links listed.
+        size_bytes: bytes in them.
+    """
+
+    __slots__ = ("count", "left", "size_bytes", "source", "top")
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.top = Directory(ABSENT, False)
+        self.left: list[tuple[str, str]] = []
+        self.count = 0
+        self.size_bytes = 0
+
+
+def outermost(paths: Iterable[str]) -> list[str]:
+    """Return tree paths sorted, each once, without those that lie below another of them."""
+    kept: list[str] = []
+    for parts in sorted({tuple(path.split("/")) for path in paths}):
+        if not kept or not "/".join(parts).startswith(kept[-1] + "/"):
+            kept.append("/".join(parts))
+    return kept
+
+
+def open_directory(root: str | int, path: str, make: bool = False) -> int:
+    """Return a descriptor of a directory below a root; no component of the path may be a symbolic link.
+
+    Args:
+        root: the root's path or descriptor; the root itself may be reached through links.
+        path: a tree path, or "" for the root.
+        make: whether to make what is missing, each directory durable and with mode 0755.
+
+    Raises:
+        RefusedError: a component is a symbolic link.
+        OSError: as open(2); ``filename`` is the path that could not be opened.
+    """
+    if isinstance(root, int):
+        fd = os.open(".", _OPEN_DIRECTORY, dir_fd=root)
+    else:
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        done = ""
+        for name in path.split("/") if path else ():
+            done = join(done, name)
+            try:
+                below = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+            except FileNotFoundError:
+                if not make:
+                    raise
+                below = _made(fd, name, 0o755, True)
+            except OSError:
+                if _is_link(fd, name):
+                    raise RefusedError(
+                        f"cannot use {printable(path)}: {printable(done)} is a symbolic link"
+                    ) from None
+                raise
+            os.close(fd)
+            fd = below
+    except OSError as error:
+        os.close(fd)
+        error.filename = done
+        raise
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def join(directory: str, name: str) -> str:
+    """Return the tree path of a name in a directory, where "" is the root."""
+    return f"{directory}/{name}" if directory else name
+
+
+def scan(source: str, paths: Iterable[str] | None = None, leave: Leave | None = None) -> Listing:
+    """Return what a tree holds.
+
+    Sockets, fifos, devices, what cannot be read and what lies over 256 directories deep are left alone, and
+    told in ``left``, as is what `leave` gives a reason for.
+
+    Args:
+        source: the root of the tree.
+        paths: tree paths to list, each with what is below it; None lists everything. A path that is not there
+            is listed as absent: a destination then loses it.
+        leave: see `Leave`; called for every file, link and directory, a named path's parents included.
+
+    Raises:
+        RefusedError: a named path leads through a symbolic link, or names an unfinished write.
+        UnavailableError: the root cannot be read.
+    """
+    scanner = _Scanner(source, leave)
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UnavailableError(f"cannot read {source}: {reason(error)}") from error
+    try:
+        if paths is None:
+            scanner.listing.top = scanner.directory(fd, "", stat.S_IMODE(os.fstat(fd).st_mode), 0)
+        else:
+            for path in outermost(paths):
+                scanner.named(fd, path)
+    except OSError as error:
+        raise UnavailableError(f"cannot read {source}: {reason(error)}") from error
+    finally:
+        os.close(fd)
+    return scanner.listing
+
+
+def mirror(listing: Listing, destination: str, show: bool = False, durable: bool = False) -> Iterator[Action]:
+    """Make a destination the same as a listing and yield each `Action` when it is done.
+
+    A thing that fails is yielded as "fail" and the rest goes on, but then nothing is removed any more ("keep"):
+    a destination that could not take all that is new does not lose what is old. The generator may be left early;
+    every file is then old or new. The permissions of the destination's root are not touched.
+
+    Args:
+        listing: what `scan` returned; its source is read again for the contents.
+        destination: a directory that exists.
+        show: whether to change nothing and only say what would be done.
+        durable: whether each file is on the disk before it gets its name, and names before the end.
+
+    Raises:
+        UnavailableError: a root cannot be opened, or nothing more can be written (a full or failing disk).
+    """
+    source_fd = destination_fd = -1
+    try:
+        try:
+            source_fd = os.open(listing.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UnavailableError(f"cannot read {listing.source}: {reason(error)}") from error
+        try:
+            destination_fd = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UnavailableError(f"cannot open {destination}: {reason(error)}") from error
+        work = _Mirror(source_fd, destination_fd, destination, show, durable)
+        yield from work.fill(destination_fd, listing.top, "")
+        yield from work.remove_gone()
+    except OSError as error:
+        raise UnavailableError(f"cannot update {destination}: {reason(error)}") from error
+    finally:
+        for fd in (source_fd, destination_fd):
+            if fd >= 0:
+                os.close(fd)
+
+
+class _Scanner:
+    """One walk over a source."""
+
+    def __init__(self, source: str, leave: Leave | None) -> None:
+        self.listing = Listing(source)
+        self.leave = leave
+
+    def named(self, root: int, path: str) -> None:
+        *parents, last = path.split("/")
+        if any(files.is_temporary(name) for name in (*parents, last)):
+            raise RefusedError(f"cannot use {printable(path)}: it is a write that was not finished")
+        node, here, fd = self.listing.top, "", os.dup(root)
+        try:
+            for name in parents:
+                status = _status(fd, name) if fd >= 0 else None
+                if status is not None and stat.S_ISLNK(status.st_mode):
+                    link = join(here, name)
+                    raise RefusedError(f"cannot use {printable(path)}: {printable(link)} is a symbolic link")
+                if status is not None and self.left(node, here, name, status.st_mode):
+                    return
+                below = -1
+                if status is not None and stat.S_ISDIR(status.st_mode):
+                    below = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+                if fd >= 0:
+                    os.close(fd)
+                fd = below
+                mode = ABSENT if fd < 0 or status is None else status.st_mode
+                node = node.directories.setdefault(name, Directory(mode, False))
+                here = join(here, name)
+            status = _status(fd, last) if fd >= 0 else None
+            if status is None:
+                node.absent.add(last)
+            else:
+                self.entry(node, fd, here, last, status, len(parents))
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def directory(self, fd: int, path: str, mode: int, depth: int) -> Directory:
+        """Return a directory with everything below it. Raises OSError when its names cannot be read."""
+        found = Directory(mode, True)
+        entries, leave, regular = found.entries, self.leave, stat.S_IFREG
+        others = []
+        count = size = 0
+        with os.scandir(fd) as listed:
+            for item in listed:
+                name = item.name
+                if name.startswith(files.TEMPORARY):
+                    continue
+                try:
+                    status = item.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                kind = status.st_mode
+                if kind & 0o170000 != regular:
+                    others.append((name, status))
+                elif leave is not None and (why := leave(path, name, kind)) is not None:
+                    self.leave_alone(found, path, name, why)
+                else:
+                    entries[name] = (kind & 0o100777, status.st_size, status.st_mtime_ns, "")
+                    count += 1
+                    size += status.st_size
+        self.listing.count += count
+        self.listing.size_bytes += size
+        others.sort()
+        for name, status in others:
+            self.entry(found, fd, path, name, status, depth)
+        return found
+
+    def entry(self, node: Directory, fd: int, here: str, name: str, status: os.stat_result, depth: int) -> None:
+        mode, path = status.st_mode, join(here, name)
+        if self.left(node, here, name, mode):
+            return
+        try:
+            if stat.S_ISDIR(mode):
+                if depth >= DEPTH_LIMIT:
+                    self.leave_alone(node, here, name, f"over {DEPTH_LIMIT} directories deep")
+                    return
+                below = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+                try:
+                    node.directories[name] = self.directory(below, path, mode, depth + 1)
+                finally:
+                    os.close(below)
+                return
+            if stat.S_ISREG(mode):
+                node.entries[name] = (mode & 0o100777, status.st_size, status.st_mtime_ns, "")
+                self.listing.size_bytes += status.st_size
+            elif stat.S_ISLNK(mode):
+                node.entries[name] = (stat.S_IFLNK, 0, 0, os.readlink(name, dir_fd=fd))
+            else:
+                self.leave_alone(node, here, name, "neither file, directory nor symbolic link")
+                return
+            self.listing.count += 1
+        except OSError as error:
+            self.leave_alone(node, here, name, reason(error))
+
+    def left(self, node: Directory, here: str, name: str, mode: int) -> bool:
+        if name in node.left:
+            return True
+        why = self.leave(here, name, mode) if self.leave is not None else None
+        if why is None:
+            return False
+        self.leave_alone(node, here, name, why)
+        return True
+
+    def leave_alone(self, node: Directory, here: str, name: str, why: str) -> None:
+        node.left.add(name)
+        self.listing.left.append((join(here, name), why))
+
+
+class _Mirror:
+    """One destination on its way to being the same as a listing."""
+
+    def __init__(self, source: int, destination: int, root: str, show: bool, durable: bool) -> None:
+        self.source = source
+        self.destination = destination
+        self.root = root
+        self.show = show
+        self.durable = durable
+        self.failed = False
+        self.gone: list[tuple[str, list[str]]] = []
+
+    def fill(self, there: int, wanted: Directory, path: str) -> Iterator[Action]:
+        """Put in place what is new or changed in one directory and below; note what is to go.
+
+        Args:
+            there: the destination's directory, or -1 where it would only now be made.
+            wanted: what it should hold.
+            path: its tree path.
+        """
+        found = self.found(there, wanted)
+        stale = sorted(name for name in found if name.startswith(files.TEMPORARY))
+        for name in stale:
+            del found[name]
+            yield from self.try_to_remove(there, name, join(path, name))
+        wrong = [
+            name
+            for name, new in wanted.entries.items()
+            if (old := found.get(name)) != new and (old is None or not _is_same(old, new))
+        ]
+        if wrong:
+            yield from self.put_all(there, sorted(wrong), found, wanted, path)
+        if wanted.whole:
+            gone = found.keys() - wanted.entries.keys() - wanted.directories.keys() - wanted.left
+        else:
+            gone = found.keys() & wanted.absent
+        if gone:
+            self.gone.append((path, sorted(gone)))
+        for name in sorted(wanted.directories):
+            yield from self.enter(there, name, found.get(name), wanted.directories[name], join(path, name))
+        changed = stale or wrong or not wanted.directories.keys() <= found.keys()
+        if changed and self.durable and there >= 0 and not self.show:
+            os.fsync(there)
+
+    def found(self, there: int, wanted: Directory) -> dict[str, Entry]:
+        if there < 0:
+            return {}
+        found: dict[str, Entry] = {}
+        if wanted.whole:
+            regular, directory = stat.S_IFREG, stat.S_IFDIR
+            with os.scandir(there) as listed:
+                for item in listed:
+                    try:
+                        status = item.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    mode = status.st_mode
+                    if mode & 0o170000 == regular:
+                        found[item.name] = (mode, status.st_size, status.st_mtime_ns, "")
+                    elif mode & 0o170000 == directory:
+                        found[item.name] = (mode, 0, 0, "")
+                    else:
+                        found[item.name] = _entry(there, item.name, status)
+            return found
+        for name in (*wanted.entries, *wanted.directories, *wanted.absent):
+            named = _status(there, name)
+            if named is not None:
+                found[name] = _entry(there, name, named)
+        return found
+
+    def put_all(
+        self, there: int, wrong: list[str], found: dict[str, Entry], wanted: Directory, path: str
+    ) -> Iterator[Action]:
+        here = -1
+        try:
+            if not self.show:
+                here = open_directory(self.source, path)
+            for name in wrong:
+                yield from self.put(here, there, name, found.get(name), wanted.entries[name], join(path, name))
+        except (OSError, RefusedError) as error:
+            yield self.fault(path, error)
+        finally:
+            if here >= 0:
+                os.close(here)
+
+    def put(self, here: int, there: int, name: str, old: Entry | None, new: Entry, path: str) -> Iterator[Action]:
+        """Put one file or link in place, over whatever has its name."""
+        action = Action("update" if old else "install", path, False, new[1])
+        try:
+            # A directory that has to make way goes aside first, and is removed when its successor stands.
+            aside = files.temporary_name(name) if old is not None and stat.S_ISDIR(old[0]) else None
+            if not self.show and (old is None or old[1:] != new[1:] or not _chmod(there, name, new)):
+                _copy(here, there, name, new, aside, self.durable)
+            yield action
+            if aside is not None:
+                yield from self.try_to_remove(there, name if self.show else aside, path, below_only=True)
+        except OSError as error:
+            yield self.fault(path, error)
+
+    def enter(self, there: int, name: str, old: Entry | None, wanted: Directory, path: str) -> Iterator[Action]:
+        """Go on in a directory below, which is made where it is missing."""
+        is_there = old is not None and stat.S_ISDIR(old[0])
+        if not is_there and not _holds(wanted):
+            return
+        below = -1
+        try:
+            mode = wanted.mode & 0o777 | 0o700
+            if not is_there:
+                if not self.show:
+                    if old is not None:
+                        os.unlink(name, dir_fd=there)
+                    below = _made(there, name, mode, self.durable)
+                yield Action("install" if old is None else "update", path, True)
+            else:
+                below = os.open(name, _OPEN_DIRECTORY, dir_fd=there)
+                if wanted.whole and old is not None and old[0] & 0o777 != mode:
+                    if not self.show:
+                        os.fchmod(below, old[0] & 0o7000 | mode)
+                    yield Action("update", path, True)
+            yield from self.fill(below, wanted, path)
+        except OSError as error:
+            yield self.fault(path, error)
+        finally:
+            if below >= 0:
+                os.close(below)
+
+    def remove_gone(self) -> Iterator[Action]:
+        """Remove what the source no longer has, unless something failed before."""
+        for path, gone in self.gone:
+            if self.failed:
+                for name in gone:
+                    yield Action("keep", join(path, name), False, 0, "not everything new could be put in place")
+                continue
+            try:
+                there = open_directory(self.destination, path)
+            except (OSError, RefusedError) as error:
+                yield self.fault(path, error)
+                continue
+            try:
+                for name in gone:
+                    yield from self.try_to_remove(there, name, join(path, name))
+                if self.durable and not self.show:
+                    os.fsync(there)
+            finally:
+                os.close(there)
+
+    def try_to_remove(self, there: int, name: str, path: str, below_only: bool = False) -> Iterator[Action]:
+        """Remove a file, link or directory with all that is in it.
+
+        Args:
+            there: the directory it is in.
+            name: its name there.
+            path: its tree path, as it is told.
+            below_only: whether to tell only of what was in it.
+        """
+        try:
+            yield from self.remove(there, name, path, below_only, 0)
+        except OSError as error:
+            yield self.fault(path, error)
+
+    def remove(self, there: int, name: str, path: str, below_only: bool, depth: int) -> Iterator[Action]:
+        status = _status(there, name)
+        if status is None:
+            return
+        is_directory = stat.S_ISDIR(status.st_mode)
+        if is_directory:
+            if depth > 2 * DEPTH_LIMIT:
+                raise OSError(errno.ENAMETOOLONG, "nested too deep")
+            below = os.open(name, _OPEN_DIRECTORY, dir_fd=there)
+            try:
+                if not self.show and status.st_mode & 0o700 != 0o700:
+                    os.fchmod(below, 0o700)
+                for inner in sorted(os.listdir(below)):
+                    yield from self.remove(below, inner, join(path, inner), False, depth + 1)
+            finally:
+                os.close(below)
+            if not self.show:
+                os.rmdir(name, dir_fd=there)
+        elif not self.show:
+            os.unlink(name, dir_fd=there)
+        if not below_only:
+            yield Action("remove", path, is_directory)
+
+    def fault(self, path: str, error: Exception) -> Action:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        if isinstance(error, OSError) and error.errno in _HOPELESS:
+            place = f"{self.root}/{printable(path)}" if path else self.root
+            raise UnavailableError(f"cannot write {place}: {why}") from error
+        self.failed = True
+        return Action("fail", path, False, 0, why)
+
+
+def _is_same(old: Entry, new: Entry) -> bool:
+    """Tell whether a destination that keeps whole seconds has all of a file that it can have."""
+    return (
+        old[2] % WHOLE_SECOND_NS == 0
+        and old[2] == new[2] - new[2] % WHOLE_SECOND_NS
+        and (old[0], old[1], old[3]) == (new[0], new[1], new[3])
+    )
+
+
+def _holds(wanted: Directory) -> bool:
+    """Tell whether there is anything to put into a directory that may only be on the way to a removal."""
+    return wanted.whole or bool(wanted.entries) or any(_holds(below) for below in wanted.directories.values())
+
+
+def _status(fd: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _is_link(fd: int, name: str) -> bool:
+    status = _status(fd, name)
+    return status is not None and stat.S_ISLNK(status.st_mode)
+
+
+def _entry(fd: int, name: str, status: os.stat_result) -> Entry:
+    if stat.S_ISREG(status.st_mode):
+        return (status.st_mode, status.st_size, status.st_mtime_ns, "")
+    if stat.S_ISLNK(status.st_mode):
+        return (stat.S_IFLNK, 0, 0, os.readlink(name, dir_fd=fd))
+    return (status.st_mode, 0, 0, "")
+
+
+def _made(fd: int, name: str, mode: int, durable: bool) -> int:
+    """Make a directory, unless somebody just did, and return a descriptor of it."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=fd)
+    except FileExistsError:
+        return os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+    below = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+    try:
+        os.fchmod(below, stat.S_IMODE(os.fstat(below).st_mode) & 0o7000 | mode)
+        if durable:
+            os.fsync(fd)
+    except BaseException:
+        os.close(below)
+        raise
+    return below
+
+
+def _chmod(there: int, name: str, new: Entry) -> bool:
+    """Give a file that is the same but for its permissions the right ones; False where it has to be copied."""
+    if not stat.S_ISREG(new[0]):
+        return False
+    try:
+        fd = os.open(name, _OPEN_SOURCE, dir_fd=there)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != new[1:3]:
+            return False
+        os.fchmod(fd, new[0] & 0o777)
+        return True
+    finally:
+        os.close(fd)
+
+
+def _copy(here: int, there: int, name: str, new: Entry, aside: str | None, durable: bool) -> None:
+    """Put a file or link of one directory into another, whole.
+
+    Args:
+        here: the source's directory.
+        there: the destination's directory.
+        name: its name in both.
+        new: what it was when the source was listed.
+        aside: the temporary name for a directory that stands in its place, or None.
+        durable: whether its content is on the disk before it gets its name.
+
+    Raises:
+        OSError: the destination is as it was, and no temporary name is left.
+    """
+    temporary = files.temporary_name(name)
+    try:
+        if stat.S_ISLNK(new[0]):
+            os.symlink(new[3], temporary, dir_fd=there)
+        else:
+            _copy_file(here, there, name, temporary, durable)
+        if aside is not None:
+            os.rename(name, aside, src_dir_fd=there, dst_dir_fd=there)
+        try:
+            os.rename(temporary, name, src_dir_fd=there, dst_dir_fd=there)
+        except OSError:
+            if aside is not None:
+                os.rename(aside, name, src_dir_fd=there, dst_dir_fd=there)
+            raise
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=there)
+        raise
+
+
+def _copy_file(here: int, there: int, name: str, temporary: str, durable: bool) -> None:
+    source = os.open(name, _OPEN_SOURCE, dir_fd=here)
+    try:
+        before = os.fstat(source)
+        if not stat.S_ISREG(before.st_mode):
+            raise OSError(errno.EINVAL, "it is no longer a file")
+        target = os.open(temporary, _OPEN_TARGET, 0o600, dir_fd=there)
+        try:
+            left = before.st_size
+            while chunk := os.read(source, min(max(left, 1), CHUNK_BYTES)):
+                files.write_all(target, chunk)
+                left -= len(chunk)
+                if left == 0:
+                    break
+            os.fchmod(target, before.st_mode & 0o777)
+            os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+            if durable:
+                os.fsync(target)
+        finally:
+            os.close(target)
+        after = os.fstat(source)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise OSError(errno.EAGAIN, "it changed while it was copied")
+    finally:
+        os.close(source)
