@@ -6,11 +6,19 @@ other user of flock(2) on that file: flock(1), Perl's ``flock``, and programs of
 than read permission. NFS does not carry it from a client to the server's own processes; nothing here relies
 on that.
 
-Two ways in:
+Three ways in:
 
 * `hold` waits in the kernel, so that of many waiting hits each starts the moment it may (a lock that is
   polled costs a waiting hit 50 ms and more);
+* `take` and `let_go` do the same with a descriptor that the caller has opened;
 * `alone` is for one user's batch jobs; it is filelock's, which a hit has no time to load.
+
+The lock ends when its holder lets go of it or dies. A program that the holder starts never inherits it
+(O_CLOEXEC). A child that it forks shares it: the child cannot let go of it, does not keep it once the holder has let
+go, and keeps it only where the holder was killed, until the child ends too.
+
+A wait with a time limit uses SIGALRM and its timer in the main thread, and gives the handler back; in another
+thread, which has no signals, it polls.
 
 Source: flock(2), setitimer(2), proc_locks(5), filelock documentation.
 """
@@ -24,6 +32,8 @@ from infocluster.errors import UnavailableError, reason
 
 POLL_LEAST_S = 0.001
 POLL_MOST_S = 0.02
+ALARM_AGAIN_S = 0.02
+_FLAGS = posix.O_CLOEXEC | posix.O_NOFOLLOW
 
 
 class _ExpiredError(Exception):
@@ -33,28 +43,33 @@ class _ExpiredError(Exception):
 class Hold:
     """A lock while it is held: a context manager, made by `hold`."""
 
-    __slots__ = ("fd", "path", "shared", "timeout_s")
+    __slots__ = ("fd", "path", "pid", "shared", "timeout_s")
 
     def __init__(self, path: str, shared: bool, timeout_s: float | None) -> None:
         self.path = path
         self.shared = shared
         self.timeout_s = timeout_s
         self.fd = -1
+        self.pid = 0
 
     def __enter__(self) -> "Hold":
         self.fd = _open(self.path)
         try:
-            if not _acquired(self.fd, fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX, self.timeout_s):
+            if not take(self.fd, self.shared, self.timeout_s):
                 held_by = holder(self.path)
                 waited = "" if not self.timeout_s else f" after {self.timeout_s:g} s"
                 raise UnavailableError(f"cannot lock {self.path}{waited}: held by {held_by or 'another process'}")
         except BaseException:
             posix.close(self.fd)
             raise
+        self.pid = posix.getpid()
         return self
 
     def __exit__(self, *_: object) -> None:
-        posix.close(self.fd)
+        if self.pid == posix.getpid():
+            let_go(self.fd)
+        else:  # a forked child on its way out: the lock is its parent's
+            posix.close(self.fd)
 
 
 def hold(path: str, shared: bool = False, timeout_s: float | None = None) -> Hold:
@@ -72,6 +87,47 @@ def hold(path: str, shared: bool = False, timeout_s: float | None = None) -> Hol
             the kernel tells), or it cannot be opened.
     """
     return Hold(path, shared, timeout_s)
+
+
+def take(fd: int, shared: bool = False, timeout_s: float | None = None) -> bool:
+    """Take a lock on a descriptor that is open already; return whether it was had in time.
+
+    Args:
+        fd: a file or directory, opened for reading at least; with ``O_CLOEXEC``, or a program it starts inherits it.
+        shared: whether other shared holders may hold it too.
+        timeout_s: seconds to wait; 0 tries once, None waits as long as it takes.
+
+    Returns:
+        False when the time is over; nothing is held then.
+
+    Raises:
+        OSError: as flock(2).
+    """
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(fd, operation | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        if timeout_s is not None and timeout_s <= 0:
+            return False
+    if timeout_s is None:
+        fcntl.flock(fd, operation)
+        return True
+    return _taken_in_time(fd, operation, timeout_s)
+
+
+def let_go(fd: int) -> None:
+    """Give back the lock that `take` took, and close its descriptor.
+
+    Forked children may have the descriptor open still: the lock ends for them too.
+
+    Raises:
+        OSError: as flock(2) and close(2).
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        posix.close(fd)
 
 
 def alone(path: str) -> "filelock.BaseFileLock":  # type: ignore[name-defined] # noqa: F821
@@ -120,41 +176,45 @@ def _program(pid: str) -> str:
 
 
 def _open(path: str) -> int:
-    flags = posix.O_CLOEXEC | posix.O_NOFOLLOW
     try:
         try:
-            return posix.open(path, posix.O_RDWR | flags)
+            return posix.open(path, posix.O_RDWR | _FLAGS)
         except FileNotFoundError:
-            # Only now O_CREAT: in a sticky directory the kernel refuses it on another user's file
-            # (fs.protected_regular, proc_sys_fs(5)).
-            return posix.open(path, posix.O_RDWR | posix.O_CREAT | flags, 0o644)
+            return _made(path)
         except (PermissionError, IsADirectoryError):
-            return posix.open(path, posix.O_RDONLY | flags)
+            return posix.open(path, posix.O_RDONLY | _FLAGS)
     except OSError as error:
         raise UnavailableError(f"cannot open the lock {path}: {reason(error)}") from error
 
 
-def _acquired(fd: int, operation: int, timeout_s: float | None) -> bool:
+def _made(path: str) -> int:
+    # Only now O_CREAT: in a sticky directory the kernel refuses it on another user's file
+    # (fs.protected_regular, proc_sys_fs(5)).
     try:
-        fcntl.flock(fd, operation | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        if timeout_s == 0:
-            return False
-    if timeout_s is None:
-        fcntl.flock(fd, operation)
-        return True
+        return posix.open(path, posix.O_RDWR | posix.O_CREAT | _FLAGS, 0o644)
+    except PermissionError as denied:
+        # RACE: another user makes it between our two attempts: it is there now, and ours to read only.
+        try:
+            return posix.open(path, posix.O_RDONLY | _FLAGS)
+        except FileNotFoundError:
+            raise denied from None
+
+
+def _taken_in_time(fd: int, operation: int, timeout_s: float) -> bool:
     try:
         before = _signal.signal(_signal.SIGALRM, _expire)
     except ValueError:  # not the main thread, which alone has signals
         return _polled(fd, operation, timeout_s)
     try:
-        _signal.setitimer(_signal.ITIMER_REAL, timeout_s)
+        # RACE: the alarm may come after the interpreter last looked for one and before the kernel begins to wait:
+        # nothing would ever end that wait. Therefore it comes again until it is heard.
+        _signal.setitimer(_signal.ITIMER_REAL, timeout_s, ALARM_AGAIN_S)
         fcntl.flock(fd, operation)
         # RACE: the alarm may come between these two lines; the lock that was just taken is then given back.
         _signal.setitimer(_signal.ITIMER_REAL, 0)
         return True
     except _ExpiredError:
+        fcntl.flock(fd, fcntl.LOCK_UN)
         return False
     finally:
         _signal.setitimer(_signal.ITIMER_REAL, 0)
@@ -162,6 +222,7 @@ def _acquired(fd: int, operation: int, timeout_s: float | None) -> bool:
 
 
 def _expire(*_: object) -> None:
+    _signal.setitimer(_signal.ITIMER_REAL, 0)
     raise _ExpiredError
 
 
