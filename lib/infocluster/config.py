@@ -52,15 +52,19 @@ def is_compiled(file: str) -> bool:
     return _compiled(file) is not None
 
 
-def compile_settings(file: str) -> None:
+def compile_settings(file: str, root: str | None = None) -> None:
     """Leave the compiled copy beside a settings file.
+
+    Args:
+        file: the TOML file.
+        root: the tree that relative directories will count from; by default the one that holds the file.
 
     Raises:
         ConfigError: the file says something impossible.
         OSError: the directory cannot be written.
     """
     status = posix.stat(file)
-    content = marshal.dumps((FORMAT, status.st_size, status.st_mtime_ns, _parsed(file)))
+    content = marshal.dumps((FORMAT, status.st_size, status.st_mtime_ns, _parsed(file, root)))
     files.replace(file + ".compiled", content)
 
 
@@ -77,7 +81,7 @@ def _compiled(file: str) -> Settings | None:
     return result
 
 
-def _parsed(file: str) -> Settings:
+def _parsed(file: str, root: str | None = None) -> Settings:
     from infocluster import settings
 
-    return settings.read(file)
+    return settings.read(file, root)

@@ -111,6 +111,14 @@ TABLE = (
         "What the file owner's programs remember: databases, journals, locks, letters. On a local disk, never on NFS.",
     ),
     Setting(
+        "site", "server_user", NAME, "www-data",
+        "Who the web server runs as: the owner of the gather directories, and of nothing else here.",
+    ),
+    Setting(
+        "site", "file_owner", TEXT, "",
+        "Who owns the production tree and runs the batch jobs. \"\" stands for the owner of PRODUCTION_DIR.",
+    ),
+    Setting(
         "gather", "gather_dir", DIRECTORY, "var/gather",
         "Where the batch host sees the servers' gather directories, as GATHER_DIR/SERVER/HOST/APP.",
     ),
@@ -180,11 +188,12 @@ TABLE = (
 _DIRECTORIES = ("production_dir", "state_dir", "gather_dir", "development_dirs", "destination", "sendmail")
 
 
-def read(file: str) -> config.Settings:
+def read(file: str, root: str | None = None) -> config.Settings:
     """Return the settings of a TOML file, checked, with defaults filled in.
 
     Args:
         file: path of the TOML file.
+        root: the tree that relative directories count from; by default the one that holds the file's directory.
 
     Returns:
         A dictionary by section; a repeated section is a list of dictionaries.
@@ -202,7 +211,7 @@ def read(file: str) -> config.Settings:
         raise ConfigError(f"cannot read the settings {file}: not UTF-8 at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"cannot read the settings {file}: {error}") from error
-    return _Checked(file, text).settings(written)
+    return _Checked(file, text, root or os.path.dirname(os.path.dirname(os.path.abspath(file)))).settings(written)
 
 
 def sample() -> str:
@@ -219,7 +228,7 @@ def sample() -> str:
         for setting in TABLE:
             if setting.section == section:
                 lines += [*_wrapped(f"{setting.why} ({setting.kind.expected})")]
-                lines.append(f"#{setting.name} = {_toml(setting.default)}")
+                lines.append(f"#{setting.name} = {toml(setting.default)}")
     return "\n".join(lines) + "\n"
 
 
@@ -229,7 +238,8 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, width=108, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """Return a setting's value as it is written in the file; a required one's as an empty text."""
     if value is None:
         return '""'
     if isinstance(value, bool):
@@ -237,17 +247,17 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(toml(item) for item in value) + "]"
     return str(value)
 
 
 class _Checked:
     """One file being checked: its name and text, so that a fault is told with its line."""
 
-    def __init__(self, file: str, text: str) -> None:
+    def __init__(self, file: str, text: str, root: str) -> None:
         self.file = file
         self.lines = text.splitlines()
-        self.root = os.path.dirname(os.path.dirname(os.path.abspath(file)))
+        self.root = root
 
     def settings(self, written: dict[str, Any]) -> config.Settings:
         for section in written:
@@ -282,7 +292,7 @@ class _Checked:
             if value is None:
                 raise self.fault(section, name, "has to be set", place)
             if not setting.kind.fits(value):
-                raise self.fault(section, name, f"{_toml(value)}: expected {setting.kind.expected}", place)
+                raise self.fault(section, name, f"{toml(value)}: expected {setting.kind.expected}", place)
             result[name] = self.absolute(value) if name in _DIRECTORIES else value
         return result
 
