@@ -60,7 +60,11 @@ class Cursor:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Commit what is done inside together, or nothing of it."""
+        """Commit what is done inside together, or nothing of it.
+
+        Raises:
+            UnavailableError: the database is locked, full or out of reach; nothing of it was done.
+        """
         try:
             self.db.execute("BEGIN IMMEDIATE")
             yield self.db

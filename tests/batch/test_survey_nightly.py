@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""survey-nightly as a process: what every server gathered is counted once and published, or it is said why not."""
+
+import csv
+import json
+import sqlite3
+import subprocess
+import time
+
+import pytest
+
+from conftest import Site
+from infocluster.gather import drop
+
+SETTINGS = {"durable": False, "lock_timeout_s": 10, "limit_bytes": 65536}
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"
+CHROME = (
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
+)
+BOT = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)"
+SUNDAY, MONDAY, FIRST = 1795305600 + 3600, 1795305600 + 90000, 1796083200 + 3600  # 2026-11-22, -23, 2026-12-01
+
+
+def visit(site: Site, server: str, agent: str, when: float | None = None) -> None:
+    record: dict[str, object] = {"agent": agent} | ({"time": when} if when is not None else {})
+    drop.append("survey", record, SETTINGS, str(site.gather(server)))
+
+
+def numbers(site: Site, page: str = "index") -> dict[str, object]:
+    result = json.loads((site.production / f"world/survey/{page}.json").read_text())
+    tables = {table["id"]: dict(table["rows"]) for table in result["tables"]}
+    return {"visits": result["visits"], "bots": result["bots"], **tables}
+
+
+def test_every_server_s_visits_are_counted_by_day_week_month_and_always(site: Site) -> None:
+    visit(site, "web1", FIREFOX, SUNDAY)
+    visit(site, "web2", FIREFOX, MONDAY)
+    visit(site, "web3", CHROME, MONDAY)
+    visit(site, "web3", BOT, FIRST)
+    visit(site, "web3", "", FIRST)
+    done = site.batch("survey-nightly")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "5 visits in 4 files, 1 of bots" in done.stdout
+    assert numbers(site) == {
+        "visits": 4,
+        "bots": 1,
+        "browser": {"Firefox": 2, "Chrome": 1, "(none sent)": 1},
+        "version": {"Firefox 145": 2, "Chrome 142": 1, "(none sent)": 1},
+        "os": {"Linux": 2, "Windows 10": 1, "(none sent)": 1},
+        "bot": {"Googlebot": 1},
+    }
+    for page, visits in {
+        "day-2026-11-22": 1,
+        "day-2026-11-23": 2,
+        "week-2026-W47": 1,
+        "week-2026-W48": 2,
+        "month-2026-11": 3,
+        "month-2026-12": 1,
+    }.items():
+        assert numbers(site, page)["visits"] == visits, page
+        with (site.production / f"world/survey/{page}.csv").open(newline="") as file:
+            rows = list(csv.reader(file))
+        assert [page.partition("-")[2], "visits", "people", str(visits)] in rows
+        assert b"<svg" in (site.production / f"world/survey/{page}.html").read_bytes()
+
+
+def test_night_run_twice_counts_nothing_twice(site: Site) -> None:
+    visit(site, "web1", FIREFOX)
+    site.batch("survey-nightly")
+    page = site.production / "world/survey/index.html"
+    before = page.stat().st_mtime_ns
+    done = site.batch("survey-nightly")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "survey-nightly: 0 visits in 0 files, 0 of bots; 0 pages published\n",
+    )
+    assert numbers(site)["visits"] == 1
+    assert page.stat().st_mtime_ns == before
+    visit(site, "web1", FIREFOX)
+    site.batch("survey-nightly")
+    assert numbers(site)["visits"] == 2
+
+
+def test_torn_line_is_reported_and_the_rest_counted(site: Site) -> None:
+    visit(site, "web1", FIREFOX)
+    (segment,) = site.gather("web1").glob("survey/*")
+    with segment.open("ab") as file:
+        file.write(b'{"id":"torn')
+    visit(site, "web1", FIREFOX)
+    with segment.open("ab") as file:
+        file.write(b"\xff not json\n")
+    done = site.batch("survey-nightly")
+    assert done.returncode == 1
+    assert f"2 lines of {segment}" in done.stderr
+    assert numbers(site)["visits"] == 2
+    assert site.batch("survey-nightly").returncode == 0
+
+
+def test_missing_server_is_reported_and_caught_up(site: Site) -> None:
+    for server in site.servers:
+        visit(site, server, FIREFOX)
+    away = site.root / "away"
+    (site.root / "var/gather/web2").rename(away)
+    done = site.batch("survey-nightly")
+    assert done.returncode == 1
+    assert "web2" in done.stderr
+    assert numbers(site)["visits"] == 2
+    away.rename(site.root / "var/gather/web2")
+    assert site.batch("survey-nightly").returncode == 0
+    assert numbers(site)["visits"] == 3
+
+
+def test_directory_that_no_rule_protects_is_refused_and_published_once_it_is(site: Site) -> None:
+    site.protect("world/survey", "*.json\n")
+    visit(site, "web1", FIREFOX)
+    done = site.batch("survey-nightly")
+    assert done.returncode == 77
+    assert ".wwwinstrc" in done.stderr
+    assert not (site.production / "world/survey").exists() or not list((site.production / "world/survey").iterdir())
+    site.protect("world/survey", "*.json\n*.html\n*.csv\n")
+    done = site.batch("survey-nightly")  # what was counted by the refused night is published by this one
+    assert done.returncode == 0
+    assert numbers(site)["visits"] == 1
+
+
+def test_second_run_at_once_says_who_is_at_it(site: Site) -> None:
+    (site.state / "locks").mkdir(parents=True, exist_ok=True)
+    lock = site.state / "locks/survey-nightly.lock"
+    held = ["flock", str(lock), "sh", "-c", "echo held; read end"]
+    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        done = site.batch("survey-nightly")
+        other.communicate(b"\n")
+    assert done.returncode == 75
+    assert str(other.pid) in done.stderr
+
+
+def test_marks_let_the_server_sweep_what_was_counted(site: Site) -> None:
+    for server in site.servers:
+        visit(site, server, FIREFOX, time.time() - 30 * 86400)
+        visit(site, server, FIREFOX)
+    site.batch("survey-nightly")
+    assert site.batch("wwwpush", "-all").returncode == 0
+    for server in site.servers:
+        visit(site, server, FIREFOX)
+        marks = str(site.delivered(server) / "gather/marks")
+        done = site.batch("gather-sweep", "-marks", marks, SERVER_GATHER=str(site.gather(server)))
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "gather-sweep: 1 segment dropped")
+    site.batch("survey-nightly")
+    assert numbers(site)["visits"] == 9
+
+
+@pytest.mark.slow
+def test_names_that_visitors_make_up_do_not_grow_without_bound(site: Site) -> None:
+    for number in range(2500):
+        visit(site, "web1", f"Made-up-{number}/1.0 <script>=cmd()")
+    assert site.batch("survey-nightly").returncode == 0
+    with sqlite3.connect(site.state / "survey.sqlite") as db:
+        (most,) = db.execute("SELECT max(n) FROM (SELECT count(*) n FROM counts GROUP BY period, kind)").fetchone()
+    assert most <= 2001
+    assert numbers(site)["visits"] + numbers(site)["bots"] == 2500  # type: ignore[operator]
+    for page in (site.production / "world/survey").glob("*.html"):
+        assert b"<script" not in page.read_bytes()
+
+
+def test_help_and_bad_usage_answer_at_once(site: Site) -> None:
+    site.conf_file.write_text("not even toml")
+    assert "Usage: survey-nightly" in site.batch("survey-nightly", "--help").stdout
+    done = site.batch("survey-nightly", "-nonsense")
+    assert done.returncode == 64
+    assert "-nonsense" in done.stderr
+    assert site.batch("survey-nightly").returncode == 78
