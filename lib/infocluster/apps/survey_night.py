@@ -229,12 +229,13 @@ def _values(position: cursor.Cursor, settings: Settings, period: str, every: lis
         shown.append({"id": kind, "title": title, "rows": rows, "rest": rest, "total": table.total})
     name = _page_name(period)
     days = tables.by_day(db, period, VISITS)
+    bots = tables.total(db, period, VISITS, BOTS)
     return {
         "site": {"name": site["name"], "url": site["url"]},
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "period": {"kind": tables.kind_of(period), "name": period, "title": _title(period)},
-        "visits": tables.total(db, period, VISITS, PEOPLE),
-        "bots": tables.total(db, period, VISITS, BOTS),
+        "visits": tables.total(db, period, VISITS, PEOPLE) + bots,
+        "bots": bots,
         "tables": shown,
         "days": [[day, n.get(PEOPLE, 0), n.get(BOTS, 0)] for day, n in days.items()],
         "periods": _links(every),
@@ -267,7 +268,7 @@ def _period_files(values: dict[str, Any], name: str) -> dict[str, bytes]:
     rows = csv.writer(text)
     rows.writerow(["period", "kind", "name", "count"])
     period = values["period"]["name"]
-    rows.writerow([period, VISITS, PEOPLE, values["visits"]])
+    rows.writerow([period, VISITS, PEOPLE, values["visits"] - values["bots"]])
     rows.writerow([period, VISITS, BOTS, values["bots"]])
     for table in values["tables"]:
         for row_name, n in table["rows"]:
