@@ -34,6 +34,7 @@ import hashlib
 import json
 import marshal
 import os
+import re
 import shutil
 import stat
 import sys
@@ -42,7 +43,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import infocluster
-from infocluster import config, files, processes
+from infocluster import config, files, pages, processes
 from infocluster.apps import manual
 from infocluster.errors import ConfigError, InfoclusterError, UsageError, reason
 
@@ -53,6 +54,8 @@ DOORS = ("cgi-bin", "batch")
 MANIFEST = "lib/infocluster_installed.json"
 COMPILED = "lib/infocluster_compiled.py"
 SITE = "lib/site"
+# Directories of a checkout that are made anew in an installation.
+UNWANTED = frozenset({"__pycache__", "compiled"})
 PACKAGES_STAMP = ".infocluster-packages"
 # What the samples of etc/ call the tree they are in.
 SAMPLE_PREFIX = b"/opt/infocluster"
@@ -81,9 +84,7 @@ class Item:
 
     def mark(self) -> list[Any]:
         """Return what the list of installed files says of it."""
-        if self.is_link:
-            return [self.mode, "-> " + os.fsdecode(self.content)]
-        return [self.mode, hashlib.sha256(self.content).hexdigest()]
+        return [self.mode, _mark(self.content, self.is_link)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +258,7 @@ def _door(item: Item, prefix: str, python: Interpreter) -> Item:
 
 def _below(source: str, directory: str) -> Iterator[str]:
     for top, directories, names in os.walk(f"{source}/{directory}"):
-        directories[:] = [name for name in directories if name != "__pycache__" and not name.startswith(".")]
+        directories[:] = [name for name in directories if name not in UNWANTED and not name.startswith(".")]
         for name in names:
             if not name.endswith(".pyc") and not name.startswith("."):
                 yield os.path.relpath(os.path.join(top, name), source)
@@ -419,11 +420,15 @@ def compile_modules(root: str, prefix: str) -> None:
 
     Raises:
         ConfigError: a module does not compile.
+        InfoclusterError: a template does not.
     """
     library = f"{root}/lib/infocluster"
-    # ddir is what tracebacks show: where the tree will be used, not where it was built.
-    if not compileall.compile_dir(library, ddir=f"{prefix}/lib/infocluster", quiet=1):
+    # ddir is what tracebacks show: where the tree will be used, not where it was built. The templates have been, or
+    # will be, compiled in their own way.
+    own = re.compile("/templates/compiled/")
+    if not compileall.compile_dir(library, ddir=f"{prefix}/lib/infocluster", quiet=1, rx=own):
         raise ConfigError(f"cannot compile {library}")
+    pages.compile_templates(f"{library}/templates/compiled")
 
 
 def modules_of_hits(root: str) -> dict[str, str]:
@@ -434,7 +439,7 @@ def modules_of_hits(root: str) -> dict[str, str]:
     found: dict[str, str] = {}
     wanted = ["infocluster.web.cgi"]
     for name in sorted(os.listdir(f"{root}/cgi-bin")):
-        wanted += [word.partition(":")[0] for word in _handlers(f"{root}/cgi-bin/{name}")]
+        wanted += [word.partition(":")[0] for word in handlers(f"{root}/cgi-bin/{name}")]
     while wanted:
         module = wanted.pop()
         if module in found:
@@ -449,7 +454,8 @@ def modules_of_hits(root: str) -> dict[str, str]:
     return found
 
 
-def _handlers(door: str) -> Iterator[str]:
+def handlers(door: str) -> Iterator[str]:
+    """Yield the handlers that a program of cgi-bin/ or batch/ names, such as ``infocluster.apps.survey:answer``."""
     for node in ast.walk(_tree(door)):
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             word = node.args[0].value
@@ -543,6 +549,29 @@ def manifest(root: str) -> dict[str, Any]:
     except ValueError:
         raise UsageError(f"cannot read {root}/{MANIFEST}: not a list of installed files") from None
     return listed if isinstance(listed, dict) else {}
+
+
+def mark(path: str) -> str:
+    """Return what the list of installed files would say of the content of a file or link.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if os.path.islink(path):
+        return _mark(os.fsencode(os.readlink(path)), True)
+    return _mark(files.read(path), False)
+
+
+def _mark(content: bytes, is_link: bool) -> str:
+    return "-> " + os.fsdecode(content) if is_link else hashlib.sha256(content).hexdigest()
+
+
+def compiled_from(text: bytes) -> Iterator[tuple[str, int, int]]:
+    """Yield what a file that `write_compiled` wrote was made from: source, size in bytes, mtime in ns."""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "TABLE":
+            for source, size, mtime_ns, _, _ in ast.literal_eval(node.value).values():
+                yield source, size, mtime_ns
 
 
 def remove_installed(root: str, relative: str) -> None:

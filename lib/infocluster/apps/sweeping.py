@@ -11,7 +11,11 @@ from infocluster.gather import marks, sweep
 
 
 def work(run: Run) -> str:
-    """Sweep every application that there are marks for."""
+    """Sweep every application that there are marks for, and return the summary.
+
+    Raises:
+        ConfigError: SERVER_GATHER names no directory, or the marks cannot be read.
+    """
     directory = os.environ.get("SERVER_GATHER", "")
     if not directory.startswith("/"):
         raise ConfigError(
