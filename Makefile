@@ -19,7 +19,7 @@ RUN   := PYTHONPATH=lib $(VENV)/bin/python
 DEMO  := $(CURDIR)/$(BUILD)/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow lint bench install man clean environment packages
+.PHONY: help demo test test-slow lint bench install man sample clean environment packages
 
 help:
 	@echo "make demo [HITS=FILE] [SERVE=1]  a whole cluster on this machine: hits, a night, a push, and what came of it"
@@ -30,6 +30,7 @@ help:
 	@echo "make install PREFIX=DIR [DESTDIR=DIR] [PYTHON=FILE] [EXTRAS=batch]"
 	@echo "                                 a tree that a web server or a batch host runs from"
 	@echo "make man                         the man pages, in build/man"
+	@echo "make sample                      etc/infocluster.toml from the table of settings"
 	@echo "make clean                       remove build/"
 
 environment:
@@ -40,7 +41,7 @@ packages:
 
 demo: environment
 	@$(RUN) -m infocluster.apps.installation --prefix "$(DEMO)" --python "$(PYTHON)" --extras batch
-	@$(VENV)/bin/python tests/demo/play.py $(if $(HITS),--hits "$(HITS)") $(if $(SERVE),--serve) "$(DEMO)"
+	@PYTHONPATH=lib:tests $(VENV)/bin/python tests/demo/play.py $(if $(HITS),--hits "$(HITS)") $(if $(SERVE),--serve) "$(DEMO)"
 
 test: environment packages
 	$(VENV)/bin/pytest -q -n auto --dist loadgroup -m "not slow" $(ARGS)
@@ -64,6 +65,10 @@ install: environment
 
 man: environment
 	@$(RUN) -m infocluster.apps.manual $(BUILD)/man
+
+# After a change of the table in lib/infocluster/settings.py.
+sample: environment
+	@$(RUN) -c "from infocluster import settings; print(settings.sample(), end='')" >etc/infocluster.toml
 
 clean:
 	rm -rf $(BUILD) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+NOT_ROOT = "needs root"
 
 
 @dataclass
@@ -89,7 +90,9 @@ class Site:
             check=False,
         )
 
-    def cgi(self, program: str, method: str = "GET", body: bytes = b"", server: str = "web1", **variables: str) -> Reply:
+    def cgi(
+        self, program: str, method: str = "GET", body: bytes = b"", server: str = "web1", **variables: str
+    ) -> Reply:
         """Run a program of cgi-bin/ with an exact RFC 3875 environment."""
         environment = self.environment(
             **{
@@ -129,3 +132,29 @@ def parse_reply(output: bytes, errors: str = "", exit_status: int = 0) -> Reply:
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path / "site").build()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() != 0:
+        for item in items:
+            if item.get_closest_marker("root"):
+                item.add_marker(pytest.mark.skip(reason=NOT_ROOT))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    not_run = _not_run(terminalreporter)
+    if not_run:
+        terminalreporter.section("not run", red=True)
+        terminalreporter.line(f"{len(not_run)} tests need root and were not run; run this as root")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What was not run did not pass: the command must not end as if it had."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and session.exitstatus == 0 and _not_run(reporter):
+        session.exitstatus = 1
+
+
+def _not_run(reporter: pytest.TerminalReporter) -> list[object]:
+    return [report for report in reporter.stats.get("skipped", []) if NOT_ROOT in str(report.longrepr)]

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""check-site, run as root over a real installation of two users: all is well, then one thing at a time is not."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infocluster import config
+from infocluster.apps import accounts, doctor, installation
+
+ROOT = Path(__file__).resolve().parents[2]
+# One installation is hurt and mended in turn.
+pytestmark = pytest.mark.xdist_group("doctor")
+
+SERVER, OWNER = "www-data", "nobody"
+
+
+@dataclass
+class Patient:
+    """An installation, its trees and a gather directory, where two users can reach them."""
+
+    top: Path
+
+    @property
+    def tree(self) -> Path:
+        return self.top / "infocluster"
+
+    @property
+    def conf(self) -> Path:
+        return self.tree / "etc/infocluster.toml"
+
+    @property
+    def gather(self) -> Path:
+        return self.top / "gather/web1/www"
+
+    @property
+    def state(self) -> Path:
+        return self.top / "state"
+
+    @property
+    def production(self) -> Path:
+        return self.top / "www"
+
+    def configure(self, more: str = "") -> None:
+        self.conf.write_text(
+            f'[site]\nproduction_dir = "{self.production}"\nstate_dir = "{self.state}"\nserver_user = "{SERVER}"\n'
+            f'file_owner = "{OWNER}"\ndevelopment_dirs = ["{self.top}/dev"]\n'
+            f'[gather]\ngather_dir = "{self.top}/gather"\n'
+            f'[[servers]]\nname = "web1"\ndestination = "{self.top}/copy"\n{more}'
+        )
+        config.compile_settings(str(self.conf))
+
+    def check(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self.tree / "batch/check-site"), *options],
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SERVER_GATHER": str(self.gather)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def faults(self, *options: str) -> list[dict[str, str]]:
+        done = self.check("-json", *options)
+        found = json.loads(done.stdout)["faults"]
+        # Cron is this machine's, which no test touches; see below for it.
+        assert done.returncode == (1 if found else 0), done.stderr
+        return [fault for fault in found if fault["check"] != "cron"]
+
+    def found(self, check: str) -> list[doctor.Fault]:
+        """Return what one check finds; what a tree's packages are, only its own process can tell."""
+        if check == "tree":
+            return [doctor.Fault(one["fault"], one["mend"]) for one in self.faults() if one["check"] == check]
+        return list(doctor.CHECKS[check](self.place()))
+
+    def place(self) -> doctor.Place:
+        file = str(self.conf)
+        installed = installation.manifest(str(self.tree))
+        return doctor.Place(str(self.tree), file, config.load(file), installed, str(self.gather), True, True)
+
+
+@pytest.fixture(scope="module")
+def healthy() -> Iterator[Patient]:
+    # Not tmp_path: pytest lets nobody else into its directories.
+    top = Path(tempfile.mkdtemp(prefix="infocluster-"))
+    top.chmod(0o755)
+    found = Patient(top / "host")
+    command = [sys.executable, "-m", "infocluster.apps.installation", "--prefix", str(found.tree), "--extras", ""]
+    environment = {"PATH": os.defpath, "PYTHONPATH": str(ROOT / "lib")}
+    try:
+        subprocess.run(command, env=environment, capture_output=True, check=True)
+        for directory, owner, mode in (
+            (found.gather, SERVER, 0o755),
+            (found.state, OWNER, 0o750),
+            (found.production / "world", OWNER, 0o755),
+            (found.production, OWNER, 0o755),
+            (found.top / "copy", OWNER, 0o755),
+            (found.top / "dev", "root", 0o2775),
+        ):
+            directory.mkdir(parents=True, exist_ok=True)
+            shutil.chown(directory, owner)
+            directory.chmod(mode)
+        found.configure()
+        _copy(found.top, top / "healthy")
+        yield found
+    finally:
+        shutil.rmtree(top)
+
+
+@pytest.fixture
+def patient(healthy: Patient) -> Patient:
+    """The host as it was when it was healthy."""
+    _copy(healthy.top.parent / "healthy", healthy.top)
+    return healthy
+
+
+def _copy(source: Path, target: Path) -> None:
+    subprocess.run(["rsync", "-a", "--delete", f"{source}/", f"{target}/"], check=True)
+
+
+@pytest.mark.root
+def test_healthy_host_has_no_faults_and_nothing_is_left_behind(patient: Patient) -> None:
+    done = patient.check("-json")
+    told = json.loads(done.stdout)
+    assert {state for name, state in told["checks"].items() if name != "cron"} == {"ok"}
+    assert patient.faults() == []
+    assert os.listdir(patient.gather / "check-site") == []
+    assert (patient.gather / "check-site").stat().st_uid == accounts.by_name(SERVER).uid  # type: ignore[union-attr]
+
+
+def _edit(patient: Patient) -> None:
+    with (patient.tree / "lib/infocluster/files.py").open("a") as file:
+        file.write("# edited\n")
+
+
+def _ahead(patient: Patient) -> None:
+    (patient.gather / "survey").mkdir()
+    line = json.dumps({"id": "0" * 16, "time": time.time() + 900, "agent": "a"})
+    (patient.gather / "survey/2099-01-01.jsonl").write_text(line + "\n")
+
+
+def _secret(patient: Patient) -> None:
+    (patient.tree / "etc/secrets/node").write_text("x")
+    (patient.tree / "etc/secrets/node").chmod(0o644)
+
+
+# What is done to the patient, the check that has to find it, a word of the fault, and a word of the mend.
+ILLS: list[tuple[Callable[[Patient], object], str, str, str]] = [
+    (lambda p: p.state.chmod(0o755), "state", "is open to everyone: mode 0755", "chmod o-rwx"),
+    (lambda p: p.state.chmod(0o770), "state", "is shared with group", "chmod g+s"),
+    (
+        lambda p: shutil.chown(p.state, "daemon"),
+        "state",
+        "belongs to daemon, not to the file owner",
+        "chown -R nobody",
+    ),
+    (lambda p: shutil.rmtree(p.production), "production", "is missing", "install -d -o nobody -m 0755"),
+    (lambda p: shutil.chown(p.production / "world", SERVER), "production", "belongs to www-data", "chown"),
+    (lambda p: (p.production / "world").chmod(0o777), "production", "is for everyone to write", "chmod o-w"),
+    (
+        lambda p: (shutil.chown(p.production / "world", group=SERVER), (p.production / "world").chmod(0o775)),
+        "production",
+        "is for www-data to write, by its group www-data",
+        "chmod g-w",
+    ),
+    (lambda p: (p.gather).chmod(0o777), "gather", "is for others to write: mode 0777", "chmod go-w"),
+    (lambda p: shutil.chown(p.gather, "root"), "gather", "is not for www-data to write", "install -d -o www-data"),
+    (lambda p: p.gather.chmod(0o700), "gather", "nobody cannot read what was gathered", "chmod a+rx"),
+    (lambda p: p.gather.chmod(0o700), "servers", "is not for nobody to read", "chmod o+rx"),
+    (lambda p: shutil.rmtree(p.gather), "servers", "nothing of web1 will be read", "gather-pull"),
+    (_ahead, "servers", "the clock of web1 is ", "timedatectl set-ntp true, on web1"),
+    (_secret, "secrets", "has mode 0644", "chmod 0640"),
+    (_edit, "compiled", "files.py was changed after", "check-site -compile"),
+    (_edit, "tree", "files.py is not what was installed", "make install PREFIX="),
+    (lambda p: os.unlink(p.tree / "batch/gather-sweep"), "tree", "gather-sweep is missing", "make install"),
+    (lambda p: (p.tree / "cgi-bin/survey.cgi").chmod(0o700), "tree", "survey.cgi has mode 0700", "chmod 0755"),
+    (lambda p: shutil.rmtree(p.tree / "lib/site/jinja2"), "tree", "the package jinja2 is missing", "make install"),
+    (lambda p: os.unlink(f"{p.conf}.compiled"), "compiled", "infocluster.toml is missing or older", "-compile"),
+    (lambda p: p.conf.chmod(0o666), "settings", "is for everyone to write: mode 0666", "chmod o-w"),
+    (lambda p: shutil.rmtree(p.top / "copy"), "destinations", "the destination of web1, is missing", "install -d"),
+    (lambda p: shutil.chown(p.top / "copy", "root"), "destinations", "is not for nobody to write", "chown -R nobody"),
+    (
+        lambda p: p.configure('[mail]\ntransport = "sendmail"\nsendmail = "/nowhere/sendmail"\n'),
+        "programs",
+        "/nowhere/sendmail is missing",
+        "mail.transport",
+    ),
+]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("number", range(len(ILLS)))
+def test_each_ill_is_found_with_its_mend(patient: Patient, number: int) -> None:
+    hurt, check, fault, mend = ILLS[number]
+    assert patient.found(check) == []
+    hurt(patient)
+    found = patient.found(check)
+    assert any(fault in one.fault and mend in one.mend for one in found), found
+
+
+@pytest.mark.root
+def test_compile_mends_what_compiled_finds(patient: Patient) -> None:
+    _edit(patient)
+    os.unlink(f"{patient.conf}.compiled")
+    assert patient.check("-compile").returncode == 0
+    assert [fault["check"] for fault in patient.faults()] == ["tree"]
+    patient.conf.write_text("[site]\nname = 3\n")
+    done = patient.check("-compile")
+    assert done.returncode == 78 and "infocluster.toml:2: site.name: 3: expected a text" in done.stderr
+
+
+@pytest.mark.root
+def test_part_that_is_asked_for_is_all_that_is_checked(patient: Patient) -> None:
+    patient.state.chmod(0o777)
+    assert patient.faults("-web") == []
+    patient.state.chmod(0o750)
+    patient.gather.chmod(0o777)
+    assert "gather" not in {fault["check"] for fault in patient.faults("-batch")}
+
+
+@pytest.mark.root
+def test_cron_is_held_against_the_sample(patient: Patient) -> None:
+    timetables = patient.top / "cron.d"
+    timetables.mkdir()
+    place = patient.place()
+    place.timetables = (str(timetables),)
+    missing = [fault.fault for fault in doctor.cron(place)]
+    assert f"cron does not run {patient.tree}/batch/survey-nightly" in missing
+    assert f"cron does not run {patient.tree}/batch/gather-sweep" in missing
+    sample = (patient.tree / "etc/crontab").read_text()
+    (timetables / "infocluster").write_text(sample.replace("wwwowner", OWNER))
+    left = [fault.fault for fault in doctor.cron(place)]
+    # Programs of the timetable that this version does not have yet are told as missing, no more.
+    assert all("is missing or no program" in fault for fault in left)
+    (timetables / "infocluster").write_text(sample.replace("wwwowner", "root"))
+    assert f"cron runs {patient.tree}/batch/survey-nightly as root" in [fault.fault for fault in doctor.cron(place)]
+
+
+def test_crontab_is_read_as_cron_reads_it() -> None:
+    text = (
+        "# all\nMAILTO=www-mgmt\nPATH = /bin\n\n0 4 * * *  owner  /opt/x/batch/wwwpush -all\n"
+        "@daily other /opt/x/batch/a\n  5 4 * * 1-5\towner\tA=b /opt/x/b\n"
+    )
+    found = list(doctor.cron_entries(text, None))
+    assert ("owner", "/opt/x/batch/wwwpush -all") in found and ("other", "/opt/x/batch/a") in found
+    assert len(found) == 3
+    assert list(doctor.cron_entries("0 4 * * * /opt/x/batch/a -b\n", "me")) == [("me", "/opt/x/batch/a -b")]
+
+
+def test_file_system_is_that_of_the_longest_mount(tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(
+        "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n23 22 0:40 / /srv rw shared:1 - nfs4 host:/srv rw\n"
+        "24 23 8:2 / /srv/with\\040blank rw - xfs /dev/sdb rw\n"
+    )
+    mounts = str(table)
+    assert doctor.file_system("/srv/state", mounts) == "nfs4"
+    assert doctor.file_system("/srv/with blank/state", mounts) == "xfs"
+    assert doctor.file_system("/srvstate", mounts) == "ext4"
+
+
+@pytest.mark.parametrize(
+    ("uid", "gid", "mode", "expected"),
+    [(7, 9, 0o755, True), (8, 7, 0o775, True), (8, 9, 0o777, True), (8, 9, 0o775, False), (7, 7, 0o077, False)],
+)
+def test_who_may_write_is_decided_by_the_first_class_that_fits(
+    tmp_path: Path, uid: int, gid: int, mode: int, expected: bool
+) -> None:
+    user = accounts.User("seven", 7, 7, frozenset({7}))
+    status = os.stat_result((0o040000 | mode, 0, 0, 1, uid, gid, 0, 0, 0, 0))
+    assert accounts.may_write(status, user) is expected
+
+
+@pytest.mark.root
+def test_task_as_another_user_can_do_no_more_than_he(tmp_path: Path) -> None:
+    user = accounts.by_name(OWNER)
+    assert user is not None
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "secret").chmod(0o600)
+
+    def read() -> dict[str, object]:
+        return {"read": (tmp_path / "secret").read_text()}
+
+    assert "Permission denied" in str(accounts.as_user(user, read)["fault"])
+    assert accounts.as_user(user, lambda: {"uid": os.getuid(), "groups": os.getgroups()}) == {
+        "uid": user.uid,
+        "groups": sorted(user.groups),
+    }
+    assert os.getuid() == 0
