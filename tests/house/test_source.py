@@ -110,11 +110,21 @@ def _public(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef |
                 yield from _public(node, f"{node.name}.")
 
 
-def _raised(function: ast.AST) -> Iterator[str]:
-    """Yield the errors a function raises itself, and does not catch in the same breath."""
-    for node in ast.walk(function):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+def _raised(node: ast.AST, caught: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Yield the errors that a function raises itself and does not catch itself."""
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+        if not caught & {node.exc.func.id, "InfoclusterError", "Exception"}:
             yield node.exc.func.id
+    elif isinstance(node, ast.Try):
+        types = [name for handler in node.handlers if handler.type for name in ast.walk(handler.type)]
+        inside = caught | {name.id for name in types if isinstance(name, ast.Name)}
+        for child in node.body:
+            yield from _raised(child, inside)
+        for child in [*node.handlers, *node.orelse, *node.finalbody]:
+            yield from _raised(child, caught)
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from _raised(child, caught)
 
 
 def test_every_setting_is_used() -> None:
