@@ -58,7 +58,9 @@ def tree_path(text: str) -> str:
         if any(_steers(character) for character in part):
             raise UsageError(f"cannot use {shown(text)} as a path: it holds control characters")
         if len(part.encode("utf-8", "surrogateescape")) > COMPONENT_LIMIT_BYTES:
-            raise UsageError(f"cannot use {shown(text)} as a path: a name in it is over {COMPONENT_LIMIT_BYTES} bytes")
+            raise UsageError(
+                f"cannot use {shown(text)} as a path: a name in it is over {COMPONENT_LIMIT_BYTES} bytes"
+            )
     return "/".join(parts)
 
 
@@ -72,6 +74,24 @@ def shown(text: str, limit: int = 120) -> str:
 def printable(text: str) -> str:
     """Return a path as it may be printed: control characters and bytes that are not UTF-8 as escapes."""
     return "".join(f"\\x{ord(c) & 0xFF:02x}" if _steers(c) else c for c in text)
+
+
+def visible(text: str) -> str:
+    """Return a text for a page or a picture: without what steers (controls, line ends, turns of writing direction)
+    and without what XML 1.0 and UTF-8 cannot carry (lone surrogates, non-characters).
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c for c in text if not (_steers(c) or _turns(c) or _is_uncarried(c)))
+
+
+def _turns(character: str) -> bool:
+    # Unicode UAX #9: embeddings, overrides and isolates reach beyond the text they stand in.
+    return "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+
+
+def _is_uncarried(character: str) -> bool:
+    return "\ud800" <= character <= "\udfff" or ord(character) & 0xFFFE == 0xFFFE
 
 
 def _steers(character: str) -> bool:
