@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages: every value escaped in every template, nothing missing, compiled templates used while they are true."""
+
+import base64
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+from jinja2 import meta, nodes
+
+from infocluster import pages
+from infocluster.errors import InfoclusterError
+
+LIB = Path(pages.__file__).resolve().parent
+TEMPLATES = sorted(path.name for path in (LIB / "templates").glob("*.html"))
+ATTACK = "\"'><img src=x onerror=alert(1)>{{ 7*7 }}&\x1b\x00\u202e\udc80"
+
+
+class Hostile(str):
+    """A value that answers whatever a template asks of it with the attack, and counts as a number too."""
+
+    def __new__(cls) -> "Hostile":
+        return super().__new__(cls, ATTACK)
+
+    def __getattr__(self, name: str) -> "Hostile":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Hostile()
+
+    def __getitem__(self, _: Any) -> "Hostile":
+        return Hostile()
+
+    def __iter__(self) -> Iterator["Hostile"]:  # type: ignore[override]
+        return iter((Hostile(), Hostile()))
+
+    def __add__(self, _: Any) -> "Hostile":
+        return Hostile()
+
+    def __int__(self) -> int:
+        return 7
+
+
+def environment() -> jinja2.Environment:
+    return pages._environment()
+
+
+def source(name: str) -> str:
+    return (LIB / "templates" / name).read_text(encoding="utf-8")
+
+
+def values_named(name: str) -> set[str]:
+    """Return the names a template and those above it want to be given."""
+    tree = environment().parse(source(name))
+    found = meta.find_undeclared_variables(tree) - set(environment().globals)
+    for above in meta.find_referenced_templates(tree):
+        assert above is not None
+        found |= values_named(above)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "base.html"])
+def test_every_template_escapes_every_value(name: str) -> None:
+    wanted = values_named(name)
+    page = pages.fill(name, {value: Hostile() for value in wanted})
+    assert page.count("&lt;img") >= len(wanted) / 2
+    assert "<img" not in page
+    assert not re.search(r"\son\w+=(?!alert)", re.sub(r'"[^"]*"', '""', page.partition("</style>")[2]))
+    assert "49" not in re.findall(r">49<", page)
+    assert not any(steering in page for steering in "\x1b\x00\u202e\udc80")
+    assert page.encode("utf-8")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_no_template_can_turn_escaping_off(name: str) -> None:
+    tree = environment().parse(source(name))
+    assert not list(tree.find_all((nodes.MarkSafe, nodes.ScopedEvalContextModifier)))
+    assert not [found.name for found in tree.find_all(nodes.Filter) if found.name in ("safe", "xmlattr", "tojson")]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_address_goes_through_the_filter(name: str) -> None:
+    for attribute, value in re.findall(r'\b(href|src|action|formaction)="([^"]*)"', source(name)):
+        assert value.startswith("#") or re.fullmatch(r"\{\{ [^{}|]+ \| address \}\}", value), (attribute, value)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_no_template_runs_or_loads_anything(name: str) -> None:
+    text = source(name)
+    assert not re.search(r"<script|<link|<iframe|<object|<embed|<base|javascript:|\son\w+=|@import", text)
+    # Mail readers know no stylesheet; a page's policy allows no style attribute.
+    assert name == "mail.html" or " style=" not in text
+
+
+def test_stylesheet_is_the_one_thing_the_pages_policy_lets_paint() -> None:
+    page = pages.fill("survey_summary.html", summary_values())
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    mark = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert policy
+    told = policy[1].replace("&#39;", "'")
+    assert told.startswith(f"default-src 'none'; style-src 'sha256-{mark}';")
+    assert "unsafe" not in told
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def summary_values() -> dict[str, Any]:
+    return {
+        "site": {"name": "Example", "url": "/"},
+        "made": "2026-11-22 23:10 UTC",
+        "period": {"title": "All visits"},
+        "visits": 7000,
+        "bots": 0,
+        "people": 7000,
+        "tables": [],
+        "full": "/survey/",
+    }
+
+
+@pytest.mark.parametrize("missing", list(summary_values()))
+def test_a_missing_value_is_an_error(missing: str) -> None:
+    values = summary_values()
+    del values[missing]
+    with pytest.raises(InfoclusterError, match=f"cannot fill survey_summary.html: '{missing}' is undefined"):
+        pages.fill("survey_summary.html", values)
+
+
+def test_a_missing_template_is_an_error() -> None:
+    with pytest.raises(InfoclusterError, match=r"cannot fill nothing\.html"):
+        pages.fill("nothing.html", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "becomes"),
+    [
+        ("day-2026-11-22.html", "day-2026-11-22.html"),
+        ("https://www.example.org/a?b=c&d#e", "https://www.example.org/a?b=c&d#e"),
+        ("mailto:www-mgmt@example.org", "mailto:www-mgmt@example.org"),
+        ("a page.html", "a%20page.html"),
+        ('x" onclick="y', "x%22%20onclick=%22y"),
+        ("?time=12:30", "?time=12:30"),
+        ("javascript:alert(1)", "#"),
+        (" JavaScript:alert(1)", "#"),
+        ("java\tscript:alert(1)", "#"),
+        ("\x01javascript:alert(1)", "#"),
+        ("data:text/html,x", "#"),
+    ],
+)
+def test_an_address_runs_nothing(text: str, becomes: str) -> None:
+    assert pages.address(text) == becomes
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """Return a copy of the house, to be compiled and changed."""
+    leave = shutil.ignore_patterns("__pycache__", "compiled")
+    shutil.copytree(LIB, tmp_path / "lib/infocluster", ignore=leave)
+    return tmp_path / "lib"
+
+
+def run(house: Path, code: str) -> str:
+    """Run code in a new process that has this house and what we import."""
+    begin = f"import sys; sys.path[:0] = {[str(house), *filter(None, sys.path)]!r}\nfrom infocluster import pages\n"
+    begin += f"values = {summary_values()!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", begin + code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+SHOW = 'print(pages.fill("survey_summary.html", values))'
+
+
+def test_compiled_templates_make_the_same_page_and_are_used(house: Path) -> None:
+    before = run(house, SHOW)
+    (place,) = run(house, "print(pages.compile_templates())").splitlines()
+    assert run(house, SHOW) == before
+    for compiled in Path(place).rglob("*.pyc"):
+        compiled.unlink()
+    for module in Path(place).glob("*.py"):
+        module.write_text(module.read_text().replace("Thank you", "Out of the compiled one"))
+    assert "Out of the compiled one" in run(house, SHOW)
+
+
+@pytest.mark.parametrize("changed", ["templates/survey_summary.html", "templates/style.css", "pages.py"])
+def test_a_changed_source_counts_more_than_what_was_compiled(house: Path, changed: str) -> None:
+    (place,) = run(house, "print(pages.compile_templates())").splitlines()
+    path = house / "infocluster" / changed
+    status = path.stat()
+    text = path.read_text()
+    path.write_text(
+        text.replace("Thank you", "Many thanks").replace("#f6f7f9", "#f6f7f8").replace("(n):,}", "(n):_d}")
+    )
+    if changed != "pages.py":
+        # What a template holds counts, not when it was written; a module's time is what the interpreter goes by.
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    page = run(house, SHOW)
+    assert "Many thanks" in page or "#f6f7f8" in page or "7_000" in page
+    (renewed,) = run(house, "print(pages.compile_templates())").splitlines()
+    assert renewed != place
+    assert os.listdir(os.path.dirname(place)) == [os.path.basename(renewed)]
+    assert run(house, SHOW) == page
+
+
+def test_compiled_templates_hold_when_the_tree_is_copied(house: Path, tmp_path: Path) -> None:
+    run(house, "pages.compile_templates()")
+    shutil.copytree(house, tmp_path / "moved", copy_function=shutil.copyfile)
+    code = SHOW + "\nprint([type(l).__name__ for l in getattr(pages._environment().loader, 'loaders', [])])"
+    assert "ModuleLoader" in run(tmp_path / "moved", code)
