@@ -95,6 +95,8 @@ SECTIONS = {
 
 REPEATED = frozenset({"servers"})
 
+# A setting's type, default and reason stand together.
+# fmt: off
 TABLE = (
     Setting("site", "name", TEXT, "infocluster", "What the site is called, on pages and in letters."),
     Setting("site", "url", TEXT, "http://localhost/", "Where visitors find it; letters link to it."),
@@ -104,11 +106,11 @@ TABLE = (
     ),
     Setting(
         "site", "development_dirs", DIRECTORIES, ["var/wwwdev", "var/wwwudev"],
-        "The development trees, wwwdinst's first, wwwuinst's second. Their .wwwinstrc files protect what jobs publish.",
+        "The development trees, wwwdinst's first, wwwuinst's second. Their .wwwinstrc protects what jobs publish.",
     ),
     Setting(
         "site", "state_dir", DIRECTORY, "var/state",
-        "What the file owner's programs remember: databases, journals, locks, letters. On a local disk, never on NFS.",
+        "What the file owner's programs remember: databases, journals, locks, letters. On a local disk, not NFS.",
     ),
     Setting(
         "site", "server_user", NAME, "www-data",
@@ -184,6 +186,7 @@ TABLE = (
     ),
     Setting("servers", "destination", DIRECTORY, None, "The production tree's directory on that server. Required."),
 )
+# fmt: on
 
 _DIRECTORIES = ("production_dir", "state_dir", "gather_dir", "development_dirs", "destination", "sendmail")
 
@@ -217,9 +220,9 @@ def read(file: str, root: str | None = None) -> config.Settings:
 def sample() -> str:
     """Return etc/infocluster.toml: every setting commented out with its default, what it has to be and why."""
     lines = [
-        "# Settings of infocluster. Every line that begins with \"#name =\" shows a default; remove the # to change it.",
+        '# Settings of infocluster. A line that begins with "#name =" shows a default; remove the # to change it.',
         "# Relative directories count from the directory that holds etc/.",
-        "# After a change, batch/check-site says whether all is well; batch/check-site -compile makes hits fast again.",
+        "# After a change, batch/check-site says whether all is well, and check-site -compile makes hits fast again.",
     ]
     for section, about in SECTIONS.items():
         lines += ["", *_wrapped(about)]
@@ -275,7 +278,7 @@ class _Checked:
         names_seen: set[str] = set()
         for place, server in enumerate(result["servers"]):
             if server["name"] in names_seen:
-                raise self.fault("servers", "name", f"\"{server['name']}\" is given twice", place)
+                raise self.fault("servers", "name", f'"{server["name"]}" is given twice', place)
             names_seen.add(server["name"])
         return result
 

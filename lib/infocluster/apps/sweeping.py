@@ -22,7 +22,7 @@ def work(run: Run) -> str:
             "cannot sweep: SERVER_GATHER names no directory; set it in the crontab as for the web server"
         )
     gather, site = run.settings["gather"], run.settings["site"]
-    marks_dir = run.arguments["marks"] or f"{site['production_dir']}/{gather['marks']}"
+    marks_dir = str(run.arguments["marks"] or f"{site['production_dir']}/{gather['marks']}")
     dropped = 0
     try:
         documents = sorted(name for name in os.listdir(marks_dir) if name.endswith(".json"))

@@ -3,8 +3,8 @@
 
 For development, the demo and tests on loopback. A real host runs Apache (etc/apache.conf).
 
-A request for ``/cgi-bin/NAME...`` starts ``CGI_DIR/NAME`` with the variables of RFC 3875; anything else is a file below
-the document root, a directory its index.html, a symbolic link whose text is a URL a redirect.
+A request for ``/cgi-bin/NAME...`` starts ``CGI_DIR/NAME`` with the variables of RFC 3875; anything else is a file
+below the document root, a directory its index.html, a symbolic link whose text is a URL a redirect.
 
 Source: RFC 3875; RFC 9110; http.server documentation.
 """
