@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""wwwpush and ftppush as real processes: what they print, how they end, and that overlapping ones take turns."""
+
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BATCH = Path(__file__).resolve().parent.parent.parent / "batch"
+
+
+@pytest.fixture
+def site(site):
+    for name in ("a/index.html", "a/logo.svg", "b/index.html"):
+        file = site.production / "world" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+    return site
+
+
+def started(site, *arguments):
+    return subprocess.Popen(
+        [sys.executable, str(BATCH / "wwwpush"), *arguments],
+        env=site.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def delivered(site, server):
+    root = site.delivered(server)
+    return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+def master(site):
+    return {
+        str(path.relative_to(site.production)): path.read_text()
+        for path in site.production.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_all_brings_everything_to_every_server_and_exits_0(site):
+    done = site.batch("wwwpush", "-all")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "web[1-3]: ok, 3 files, 3 directories"
+    assert lines[1].startswith("wwwpush: pushed world on 3 servers in ")
+    for server in site.servers:
+        assert delivered(site, server) == master(site)
+    assert site.batch("wwwpush", "-quiet", "-all").stdout == ""
+    assert len(list((site.state / "pushes").iterdir())) == 2
+
+
+@pytest.mark.root
+def test_full_server_does_not_hold_the_others_and_exits_1(site):
+    (site.production / "world/a/big").write_text("x" * 100_000)
+    # web2's disk has 64 kB, in a mount namespace of this one run.
+    mount = f"mount -t tmpfs -o size=64k none '{site.delivered('web2')}' && exec \"$@\""
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", sys.executable, str(BATCH / "wwwpush"), "world/a"],
+        env=site.environment(PATH="/usr/sbin:/usr/bin:/sbin:/bin"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[0] == "web[1,3]: ok, 3 files, 2 directories"
+    assert "web2: failed" in done.stderr
+    assert "world/a/big: No space left on device" in done.stderr
+    for server in ("web1", "web3"):
+        assert delivered(site, server)["world/a/big"] == "x" * 100_000
+
+
+def test_unwritable_server_and_unreadable_file_are_told_and_exit_1(site):
+    (site.production / "world/a/logo.svg").chmod(0o600)
+    site.delivered("web3").rmdir()
+    site.delivered("web3").write_text("not a directory")
+    done = site.batch("wwwpush", "world/a", "world/b")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[0] == "web[1-2]: ok, 2 files, 3 directories"
+    assert "world/a/logo.svg: others may not read it (mode 0600)" in done.stderr
+    assert "web3: failed: cannot open" in done.stderr
+    assert done.stdout.splitlines()[-1].startswith("wwwpush: pushed world/a, world/b on 2 of 3 servers in ")
+
+
+def test_show_changes_nothing(site):
+    (site.delivered("web1") / "world/a").mkdir(parents=True)
+    (site.delivered("web1") / "world/a/old").write_text("old")
+    done = site.batch("wwwpush", "-show", "world/a")
+    assert done.returncode == 0
+    assert "web1: remove world/a/old" in done.stdout.splitlines()
+    assert "web[2-3]: install world/a/logo.svg" in done.stdout.splitlines()
+    assert delivered(site, "web1") == {"world/a/old": "old"}
+    assert delivered(site, "web2") == {}
+    assert not (site.state / "pushes").exists()
+    assert not (site.state / "pathlocks").exists()
+
+
+def test_json_is_the_record_and_nothing_else(site):
+    record = json.loads(site.batch("wwwpush", "--json", "world/a").stdout)
+    [kept] = (site.state / "pushes").iterdir()
+    assert json.loads(kept.read_text()) == record
+    shown = json.loads(site.batch("wwwpush", "-show", "-json", "world/b").stdout)
+    assert shown["changes"][0]["install"] == ["world/b", "world/b/index.html"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ((), 64),
+        (("-nonsense",), 64),
+        (("world",), 64),
+        (("/world/a",), 64),
+        (("world/../a",), 64),
+        (("-timeout", "soon", "world/a"), 64),
+        (("-timeout", "nan", "world/a"), 64),
+        (("nowhere/a",), 77),
+        (("world/link/x",), 77),
+    ],
+)
+def test_wrong_arguments_change_nothing(site, arguments, status):
+    (site.production / "world/link").symlink_to("a")
+    done = site.batch("wwwpush", *arguments)
+    assert done.returncode == status, done.stderr
+    assert "wwwpush: cannot" in done.stderr
+    assert delivered(site, "web1") == {}
+
+
+def test_ftppush_serves_the_other_family(site):
+    done = site.batch("ftppush", "world/a")
+    assert done.returncode == 78
+    assert 'kind = "ftp"' in done.stderr
+    ftp = site.root / "var/servers/ftp1/www"
+    ftp.mkdir(parents=True)
+    text = site.conf_file.read_text()
+    site.conf_file.write_text(f'{text}\n[[servers]]\nname = "ftp1"\nkind = "ftp"\ndestination = "{ftp}"\n')
+    assert site.batch("ftppush", "world/a").stdout.splitlines()[0] == "ftp1: ok, 2 files, 2 directories"
+    assert delivered(site, "web1") == {}
+
+
+def test_overlapping_pushes_wait_for_each_other_and_others_pass(site):
+    # The first push stands still in the middle, holding world/a: completing publishes needs this lock.
+    (site.state / "publish").mkdir()
+    (site.state / "publish/.~left").write_text("")
+    gate = os.open(site.state / "publish", os.O_RDONLY)
+    fcntl.flock(gate, fcntl.LOCK_EX)
+    first = started(site, "world/a")
+    tickets = site.state / "pathlocks"
+    while not (tickets.exists() and any(name.endswith(".ticket") for name in os.listdir(tickets))):
+        assert first.poll() is None
+    second = started(site, "world/a/logo.svg")
+    assert select.select([second.stdout], [], [], 30)[0], "it does not wait for the first one's paths"
+    assert second.stdout.readline().startswith("waiting for world/a/logo.svg: ")
+    third = site.batch("wwwpush", "-timeout", "0.1", "world/a/index.html", "world/b")
+    assert third.returncode == 75
+    assert f"pid {first.pid}" in third.stderr
+    # What does not touch them is only held up by the gate, not by their paths.
+    assert site.batch("wwwpush", "-show", "world/b").returncode == 0
+    assert delivered(site, "web1") == {}
+    os.close(gate)
+    for push in (first, second):
+        output, errors = push.communicate(timeout=60)
+        assert (push.returncode, errors) == (0, "")
+        assert "web[1-3]: ok" in output
+    assert delivered(site, "web1").keys() == {"world/a/index.html", "world/a/logo.svg"}
+    records = sorted(
+        (json.loads(file.read_text()) for file in (site.state / "pushes").iterdir()), key=lambda r: r["pid"]
+    )
+    ended = {record["pid"]: record["started"] + record["duration_s"] for record in records}
+    began = {record["pid"]: record["started"] + record["waited_s"] for record in records}
+    assert began[second.pid] >= ended[first.pid] - 0.1
+
+
+def test_killed_push_leaves_whole_files_and_the_next_one_mends(site):
+    for number in range(3000):
+        (site.production / f"world/a/{number}").write_text(f"{number} " * 50)
+    push = started(site, "world/a")
+    landed = site.delivered("web1") / "world/a"
+    while not (landed.exists() and len(os.listdir(landed)) > 50):
+        assert push.poll() is None
+    push.send_signal(signal.SIGKILL)
+    push.communicate()
+    wanted = master(site)
+    for path, content in delivered(site, "web1").items():
+        assert "/.~" in path or content == wanted[path]
+    done = site.batch("wwwpush", "world/a")
+    assert done.returncode == 0, done.stderr
+    for server in site.servers:
+        assert delivered(site, server) == {path: text for path, text in wanted.items() if "world/a/" in path}
+
+
+def test_ended_push_tidies_up_and_lets_go(site):
+    for number in range(3000):
+        (site.production / f"world/a/{number}").write_text("x")
+    push = started(site, "world/a")
+    landed = site.delivered("web1") / "world/a"
+    while not (landed.exists() and len(os.listdir(landed)) > 50):
+        assert push.poll() is None
+    push.terminate()
+    push.communicate(timeout=60)
+    assert push.returncode == 128 + signal.SIGTERM
+    for server in site.servers:
+        assert not any("/.~" in path for path in delivered(site, server))
+    assert site.batch("wwwpush", "-timeout", "0", "world/a").returncode == 0
+
+
+def test_publish_that_was_killed_is_completed_before_its_files_are_sent(site):
+    (site.production / "world/a/.~index.html.00").write_text("new")
+    (site.production / "world/a/.~logo.svg.00").write_text("new")
+    (site.state / "publish").mkdir()
+    (site.state / "publish/00.whole").write_text(
+        json.dumps(
+            {
+                "format": "infocluster publish 1",
+                "directory": "world/a",
+                "names": [["index.html", ".~index.html.00"], ["logo.svg", ".~logo.svg.00"]],
+                "remove": [],
+            }
+        )
+    )
+    done = site.batch("wwwpush", "world/a/logo.svg", "world/b")
+    assert "completing a publish of world/a that was not finished" in done.stdout
+    assert delivered(site, "web1")["world/a/logo.svg"] == "new"
+    assert (site.production / "world/a/index.html").read_text() == "new"
