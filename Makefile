@@ -16,6 +16,8 @@ SERVE   ?=
 BUILD := build
 VENV  := $(BUILD)/venv
 RUN   := PYTHONPATH=lib $(VENV)/bin/python
+# Compiled code of an installation leaves out where in a line an error is: a hit reads a tenth less.
+INSTALL := PYTHONNODEBUGRANGES=1 $(RUN) -m infocluster.apps.installation
 DEMO  := $(CURDIR)/$(BUILD)/demo
 
 .DELETE_ON_ERROR:
@@ -40,7 +42,7 @@ packages:
 	@.ci/packages
 
 demo: environment
-	@$(RUN) -m infocluster.apps.installation --prefix "$(DEMO)" --python "$(PYTHON)" --extras batch
+	@$(INSTALL) --prefix "$(DEMO)" --python "$(PYTHON)" --extras batch
 	@PYTHONPATH=lib:tests $(VENV)/bin/python tests/demo/play.py $(if $(HITS),--hits "$(HITS)") $(if $(SERVE),--serve) "$(DEMO)"
 
 test: environment packages
@@ -60,7 +62,7 @@ bench: environment
 	@$(VENV)/bin/python tests/bench/run.py $(WHAT)
 
 install: environment
-	@$(RUN) -m infocluster.apps.installation --prefix "$(PREFIX)" --destdir "$(DESTDIR)" --python "$(PYTHON)" \
+	@$(INSTALL) --prefix "$(PREFIX)" --destdir "$(DESTDIR)" --python "$(PYTHON)" \
 	    --extras "$(EXTRAS)"
 
 man: environment

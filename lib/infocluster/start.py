@@ -7,9 +7,13 @@ this module, a table, and a call of `serve`. An installed program imports that m
 modules come from the table, each only while its source is what the table was made from. An edited module takes
 effect at once, at the price of its ordinary import.
 
+A program of cgi-bin/ names itself to `begin`, which also runs the modules that it needs in any case, each after those
+it imports: that spares the import system's own work, which for twenty small modules is half of theirs.
+
 Shape: ``TABLE = {"infocluster.files": ("/opt/infocluster/lib/infocluster/files.py", 3881, 1795384800000000000, False,
     b"\\xe3\\x00...")}``: a module's source file, its size in bytes and mtime in ns, whether it is a package, its
-    marshalled code.
+    marshalled code, without docstrings.
+    ``STARTS = {"survey.cgi": ("infocluster", "infocluster.errors", ...)}``: what a program needs, in order.
 
 The table holds code of one version of Python: another one leaves it alone. Nothing is imported here but what every
 interpreter has loaded or built in.
@@ -69,13 +73,49 @@ class Served:
         """Run a module's code."""
         exec(marshal.loads(self.table[module.__name__][4]), module.__dict__)  # noqa: S102, S302 (our own code)
 
+    def run(self, name: str) -> bool:
+        """Import a module whose own imports were run before; return False where the ordinary import has to."""
+        spec = self.find_spec(name)
+        if spec is None:
+            return False
+        module = type(sys)(name)
+        variables = module.__dict__
+        variables["__spec__"] = spec
+        variables["__loader__"] = self
+        variables["__file__"] = spec.origin
+        variables["__package__"] = spec.parent
+        if spec.submodule_search_locations is not None:
+            variables["__path__"] = spec.submodule_search_locations
+        sys.modules[name] = module
+        self.exec_module(module)
+        parent, _, own_name = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], own_name, module)
+        return True
 
-def serve(table: "Table", tag: str) -> None:
+
+def serve(table: "Table", tag: str) -> "Served | None":
     """Serve modules from a table, before any other finder, if its code is this interpreter's.
 
     Args:
         table: see Shape above.
         tag: the interpreter that the code was made for, as `sys.implementation.cache_tag`.
     """
-    if tag == sys.implementation.cache_tag:
-        sys.meta_path.insert(0, Served(table))
+    if tag != sys.implementation.cache_tag:
+        return None
+    served = Served(table)
+    sys.meta_path.insert(0, served)
+    return served
+
+
+def begin(served: "Served | None", modules: "tuple[str, ...]") -> None:
+    """Run what a program needs in any case, up to the first module that was edited.
+
+    Args:
+        served: what `serve` returned.
+        modules: their names, each behind those it imports.
+    """
+    if served is not None:
+        for name in modules:
+            if not served.run(name):
+                return

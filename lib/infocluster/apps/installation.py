@@ -48,7 +48,7 @@ from infocluster.apps import manual
 from infocluster.errors import ConfigError, InfoclusterError, UsageError, reason
 
 BOOTSTRAP = 'import os.path, sys\nsys.path.insert(0, os.path.realpath(__file__ + "/../../lib"))\n'
-INSTALLED_BOOTSTRAP = "import sys\nsys.path.insert(0, {lib!r}); import infocluster_compiled\n"
+INSTALLED_BOOTSTRAP = "import sys\nsys.path.insert(0, {lib!r}); import infocluster_compiled{begin}\n"
 SHEBANG = "#!/usr/bin/env python3\n"
 DOORS = ("cgi-bin", "batch")
 MANIFEST = "lib/infocluster_installed.json"
@@ -252,7 +252,9 @@ def _door(item: Item, prefix: str, python: Interpreter) -> Item:
     if not text.startswith(SHEBANG) or text.count(BOOTSTRAP) != 1:
         raise ConfigError(f"cannot install {item.path}: it does not begin as a door does (see doc/design.md)")
     text = text.replace(SHEBANG, f"#!{python.path} -IS\n", 1)
-    text = text.replace(BOOTSTRAP, INSTALLED_BOOTSTRAP.format(lib=prefix + "/lib"))
+    directory, name = item.path.split("/")
+    begin = f"; infocluster_compiled.begin_program({name!r})" if directory == "cgi-bin" else ""
+    text = text.replace(BOOTSTRAP, INSTALLED_BOOTSTRAP.format(lib=prefix + "/lib", begin=begin))
     return Item(item.path, item.mode, text.encode(), False, item.mtime_s)
 
 
@@ -522,18 +524,47 @@ def write_compiled(root: str, prefix: str) -> int:
     for module, relative in sorted(modules.items()):
         status = os.stat(f"{root}/{relative}")
         place = f"{prefix}/{relative}"
-        code = marshal.dumps(compile(files.read(f"{root}/{relative}"), place, "exec", dont_inherit=True))
+        source = files.read(f"{root}/{relative}")
+        # Without docstrings: a hit has no use for them, and they are a fifth of what it reads.
+        code = marshal.dumps(compile(source, place, "exec", dont_inherit=True, optimize=2))
         is_package = relative.endswith("/__init__.py")
         lines.append(
             f"    {module!r}: ({place!r}, {status.st_size}, {status.st_mtime_ns}, {is_package}, {code!r}),\n"
         )
-    lines.append(f"}}\nserve(TABLE, {sys.implementation.cache_tag!r})\n")
+    lines.append("}\nSTARTS = {\n")
+    for name in sorted(os.listdir(f"{root}/cgi-bin")):
+        lines.append(f"    {name!r}: {tuple(_start_of(root, name))!r},\n")
+    lines.append(f"}}\nSERVED = serve(TABLE, {sys.implementation.cache_tag!r})\n")
+    lines.append("\n\ndef begin_program(name):\n    begin(SERVED, STARTS[name])\n")
     file = f"{root}/{COMPILED}"
     content = "".join(lines).encode()
     newest_s = max(int(os.stat(f"{root}/{relative}").st_mtime) for relative in modules.values())
     _replace(file, content, 0o644, newest_s)
     compileall.compile_file(file, ddir=f"{prefix}/lib", quiet=1, force=True)
     return len(modules)
+
+
+def _start_of(root: str, door: str) -> list[str]:
+    """Return what a program of cgi-bin/ imports before it knows its request, each module behind those it imports."""
+    order: list[str] = []
+    seen: set[str] = set()
+
+    def visit(module: str) -> None:
+        if module in seen:
+            return
+        seen.add(module)
+        relative = _source_of(root, module)
+        if relative is None:
+            return
+        if "." in module:
+            visit(module.rpartition(".")[0])
+        for imported in imports(f"{root}/{relative}", everywhere=False):
+            visit(imported)
+        order.append(module)
+
+    for module in ["infocluster.web.cgi", *(word.partition(":")[0] for word in handlers(f"{root}/cgi-bin/{door}"))]:
+        visit(module)
+    return order
 
 
 def manifest(root: str) -> dict[str, Any]:
