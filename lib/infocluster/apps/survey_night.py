@@ -10,9 +10,6 @@ The life of a night:
 5. leave a finding for mail-report.
 
 What was counted and not yet published (a night that was killed in between) is published by the next one.
-
-Source: ua-parser's uap-core for what a User-Agent says; its devices named Spider are bots, and so is an agent that
-calls itself a bot, crawler or spider.
 """
 
 import csv
@@ -20,16 +17,16 @@ import io
 import json
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from functools import lru_cache
 from itertools import pairwise
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from infocluster import names
-from infocluster.apps import survey_pages
+from infocluster.apps import agents, survey_pages
+from infocluster.apps.agents import Class
 from infocluster.apps.survey import SUMMARY
 from infocluster.config import Settings
 from infocluster.cron.command import Run
@@ -41,10 +38,6 @@ VISITS = "visits"
 PEOPLE = "people"
 BOTS = "bots"
 KINDS = {"browser": "Browsers", "version": "Versions", "os": "Operating systems", "bot": "Bots"}
-NO_AGENT = "(none sent)"
-UNKNOWN = "(unknown)"
-NAME_LIMIT = 60
-_BOT_WORDS = ("bot", "crawl", "spider")
 
 
 class Visit(msgspec.Struct, gc=False):
@@ -55,40 +48,50 @@ class Visit(msgspec.Struct, gc=False):
     agent: str
 
 
-class Class(NamedTuple):
-    """What an agent is taken for."""
+@dataclass(slots=True)
+class Tally:
+    """Visits by day and class of agent, and the agents that were told apart for the first time."""
 
-    is_bot: bool
-    browser: str
-    version: str
-    system: str
-
-
-Counts = Counter[tuple[str, Class]]
+    visits: Counter[tuple[str, Class]] = field(default_factory=Counter)
+    learned: dict[str, Class] = field(default_factory=dict)
 
 
 class VisitCount:
-    """The fold's job: visits by day and class of agent."""
+    """The fold's job: visits by day and class of agent.
 
-    def empty(self) -> Counts:
+    Args:
+        known: what agents are that were told apart before.
+    """
+
+    def __init__(self, known: dict[str, Class]) -> None:
+        self.known = known
+
+    def empty(self) -> Tally:
         """Return the count of no visits."""
-        return Counter()
+        return Tally()
 
-    def map(self, segment: str, block: bytes) -> tuple[Counts, int]:
+    def map(self, segment: str, block: bytes) -> tuple[Tally, int]:
         """Count a block of whole lines; a line that is no visit is counted as bad."""
         day, bad = segment.removesuffix(".jsonl"), 0
         try:
             visits = _decoder.decode_lines(block)
         except (msgspec.DecodeError, UnicodeDecodeError):
             visits, bad = _one_by_one(block)
-        result: Counts = Counter()
+        tally = Tally()
         for agent, n in Counter(map(attrgetter("agent"), visits)).items():
-            result[day, classify(agent)] += n
-        return result, bad
+            what = self.known.get(agent)
+            if what is None:
+                what = tally.learned[agent] = agents.classify(agent)
+                if len(self.known) < agents.REMEMBERED:
+                    self.known[agent] = what
+            tally.visits[day, what] += n
+        return tally, bad
 
-    def merge(self, one: Counts, other: Counts) -> Counts:
+    def merge(self, one: Tally, other: Tally) -> Tally:
         """Add the other count to the one."""
-        one.update(other)
+        one.visits.update(other.visits)
+        if len(one.learned) < agents.REMEMBERED:
+            one.learned |= other.learned
         return one
 
 
@@ -97,36 +100,12 @@ _decoder = msgspec.json.Decoder(Visit)
 
 def _one_by_one(block: bytes) -> tuple[list[Visit], int]:
     visits, bad = [], 0
-    for line in block.splitlines():
+    for line in block.removesuffix(b"\n").split(b"\n"):
         try:
             visits.append(_decoder.decode(line))
         except (msgspec.DecodeError, UnicodeDecodeError):
             bad += 1
     return visits, bad
-
-
-@lru_cache(maxsize=20000)
-def classify(agent: str) -> Class:
-    """Tell what an agent is: bot or not, browser, browser with major version, operating system."""
-    import ua_parser
-
-    if not agent.strip():
-        return Class(False, NO_AGENT, NO_AGENT, NO_AGENT)
-    found = ua_parser.parse(agent)
-    family = found.user_agent.family if found.user_agent else UNKNOWN
-    version = f"{family} {found.user_agent.major}" if found.user_agent and found.user_agent.major else family
-    system = UNKNOWN
-    if found.os:
-        system = f"{found.os.family} {found.os.major}" if found.os.major else found.os.family
-    spider = found.device is not None and found.device.family == "Spider"
-    small = agent.lower()
-    is_bot = spider or any(word in small for word in _BOT_WORDS)
-    return Class(is_bot, _label(family), _label(version), _label(system))
-
-
-def _label(text: str) -> str:
-    """Return a name as pages and tables can bear it: what a visitor made up is cut and cleaned."""
-    return names.printable(text)[:NAME_LIMIT].strip() or UNKNOWN
 
 
 def work(run: Run) -> str:
@@ -136,16 +115,17 @@ def work(run: Run) -> str:
     app, host = survey["app"], gather["host"]
     database = f"{settings['site']['state_dir']}/{app}.sqlite"
     servers = tuple(server["name"] for server in settings["servers"] if server["kind"] == "web")
-    with cursor.opened(database, tables.SCHEMA) as position:
+    with cursor.opened(database, tables.SCHEMA + agents.SCHEMA) as position:
         found = collect.look(gather["gather_dir"], app, host, position.positions(app, host), servers)
         for fault in found.faults:
             run.fault(fault)
         size = sum(part.end - part.start for part in found.parts)
-        if size > fold.SLICE_BYTES:
-            classify("load what tells agents apart once, before the workers are forked")
+        known = agents.known(position.db)
+        if size > fold.SLICE_BYTES and not known:
+            agents.classify("load the rules once, before the workers are forked")
         with run.progress("reading", size, "bytes") as advance:
-            folded = fold.run(VisitCount(), found.parts, gather["processes"], advance)
-        counts = folded.result
+            folded = fold.run(VisitCount(known), found.parts, gather["processes"], advance)
+        counts = folded.result.visits
         for path, why in folded.failed.items():
             run.fault(f"cannot read {path}: {why}")
         for path, lines in folded.bad.items():
@@ -155,6 +135,7 @@ def work(run: Run) -> str:
         behind = [part.position() for part in folded.parts]
         with position.transaction() as db:
             tables.add(db, _by_kind(counts))
+            agents.remember(db, folded.result.learned)
             for reached in behind:
                 position.advance(reached)
         reached_now = position.positions(app, host)
@@ -171,7 +152,7 @@ def work(run: Run) -> str:
     return summary
 
 
-def _by_kind(counts: Counts) -> Counter[tuple[str, str, str]]:
+def _by_kind(counts: Counter[tuple[str, Class]]) -> Counter[tuple[str, str, str]]:
     result: Counter[tuple[str, str, str]] = Counter()
     for (day, what), n in counts.items():
         result[day, VISITS, BOTS if what.is_bot else PEOPLE] += n

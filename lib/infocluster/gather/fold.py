@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fold gathered parts into a result: map a block of records, merge the partial results, on every core.
 
-A job is a module-level object with three functions, so that another process can find it by name:
+A job is an object with three functions:
 
 * ``empty() -> R``
 * ``map(segment, block) -> (R, bad)``: a block is whole lines; `bad` counts those that are no records;
@@ -16,7 +16,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from infocluster.errors import reason
 from infocluster.gather.collect import Part
@@ -94,11 +94,25 @@ def _partials(job: Job[R], parts: list[Part], processes: int) -> "Iterator[Parti
         for part in parts:
             yield _fold_slice(job, part)
         return
+    import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
     slices = list(_slices(parts))
-    with ProcessPoolExecutor(min(processes, len(slices))) as pool:
-        yield from pool.map(_fold_slice, [job] * len(slices), slices)
+    # Forked, so that the workers have the job and all it loaded without a copy.
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(min(processes, len(slices)), fork, _begin_worker, (job,)) as pool:
+        yield from pool.map(_fold_for_parent, slices)
+
+
+_worker_job: "list[Job[Any]]" = []
+
+
+def _begin_worker(job: "Job[Any]") -> None:
+    _worker_job[:] = [job]
+
+
+def _fold_for_parent(part: Part) -> "Partial[Any]":
+    return _fold_slice(_worker_job[0], part)
 
 
 def _fold_slice(job: Job[R], part: Part) -> "Partial[R]":
