@@ -2,8 +2,11 @@
 """A whole site in a temporary directory: three servers, production and development trees, settings."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,3 +161,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def _not_run(reporter: pytest.TerminalReporter) -> list[object]:
     return [report for report in reporter.stats.get("skipped", []) if NOT_ROOT in str(report.longrepr)]
+
+
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A directory that other users can reach; pytest's own are closed to them."""
+    path = Path(tempfile.mkdtemp(prefix="infocluster-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)

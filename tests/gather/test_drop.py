@@ -171,12 +171,8 @@ def test_link_in_the_place_of_a_segment_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_file_owner_may_read_and_not_change_what_the_server_user_wrote(tmp_path: Path) -> None:
-    os.chmod(tmp_path, 0o755)
-    for parent in tmp_path.parents:
-        if parent.stat().st_uid == os.getuid() and parent.name.startswith("pytest-"):
-            os.chmod(parent, 0o755)
-    gather = tmp_path / "gather/web1/www"
+def test_file_owner_may_read_and_not_change_what_the_server_user_wrote(open_dir: Path) -> None:
+    gather = open_dir / "gather/web1/www"
     gather.mkdir(parents=True)
     os.chown(gather, 33, 33)
     write = (
@@ -184,7 +180,7 @@ def test_file_owner_may_read_and_not_change_what_the_server_user_wrote(tmp_path:
     )
     read = (
         "from infocluster.gather import collect\n"
-        f"found = list(collect.read({str(tmp_path / 'gather')!r}, 'survey', 'www', {{}}))\n"
+        f"found = list(collect.read({str(open_dir / 'gather')!r}, 'survey', 'www', {{}}))\n"
         "assert len(found) == 1, found\n"
         f"import os; path = {str(gather)!r} + '/survey/' + found[0][1]\n"
         "for change in (lambda: os.unlink(path), lambda: open(path, 'ab'), lambda: os.truncate(path, 0)):\n"

@@ -3,11 +3,9 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -349,15 +347,6 @@ print(sorted({{"os", "re", "json", "typing", "contextlib", "dataclasses", "colle
 """
     done = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-
-
-@pytest.fixture
-def open_dir() -> Iterator[Path]:
-    """A directory that other users can reach; pytest's own are closed to them."""
-    path = Path(tempfile.mkdtemp(prefix="infocluster-test-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 BECOME = "os.setgroups([]); os.setgid(65533); os.setuid(65533)\n"
