@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from infocluster import config, names
+from infocluster import names
 from infocluster.errors import ConfigError, UsageError, reason
 
 
@@ -90,10 +90,11 @@ SECTIONS = {
     "publish": "Results of batch jobs on their way into the production tree.",
     "push": "The production tree on its way to the servers.",
     "mail": "Letters: batch/mail-report and the notices of the other programs.",
-    "servers": "One section a server. Repeat it for each.",
+    "groups": "Names for sets of servers. Repeat the section for each.",
+    "servers": "One section a server, or a set of equal ones. Repeat it for each.",
 }
 
-REPEATED = frozenset({"servers"})
+REPEATED = frozenset({"groups", "servers"})
 
 # A setting's type, default and reason stand together.
 # fmt: off
@@ -165,9 +166,30 @@ TABLE = (
         "publish", "lock_timeout_s", _seconds(0, 86400), 3600,
         "Seconds a job waits for the path locks of installs and pushes before it gives up until its next run.",
     ),
+    Setting(
+        "push", "slots", _whole(1, 1000), 4,
+        "Pushes that run on this host at once; each serves many servers. May change while pushes run.",
+    ),
     Setting("push", "parallel", _whole(1, 1000), 16, "Servers that one push updates at once."),
     Setting("push", "lock_timeout_s", _seconds(0, 86400), 86400, "Seconds a push waits for its path locks."),
-    Setting("push", "server_timeout_s", _seconds(1, 86400), 3600, "Seconds one server may take."),
+    Setting("push", "server_timeout_s", _seconds(1, 86400), 3600, "Seconds one server may take, tries included."),
+    Setting("push", "connect_timeout_s", _seconds(1, 300), 10, "Seconds a server may take to answer a connection."),
+    Setting("push", "retries", _whole(0, 20), 2, "Times a server that could not be reached is tried again."),
+    Setting(
+        "push", "retry_pause_s", _seconds(0, 600), 2,
+        "Seconds before the first such try; each later one waits twice as long.",
+    ),
+    Setting("push", "ssh", DIRECTORY, "/usr/bin/ssh", "The program that reaches servers, for ssh and rdist."),
+    Setting(
+        "push", "ssh_config", TEXT, "",
+        "A configuration file for it, with keys and known hosts; by default its own ones.",
+    ),
+    Setting(
+        "push", "ssh_keep_s", _seconds(0, 86400), 600,
+        "Seconds a connection to a server is kept open for the next push; 0 opens a new one each time.",
+    ),
+    Setting("push", "rsync", DIRECTORY, "/usr/bin/rsync", "The program behind transport = \"ssh\" and \"daemon\"."),
+    Setting("push", "rdist", DIRECTORY, "/usr/bin/rdist", "The program behind transport = \"rdist\"."),
     Setting(
         "mail", "transport", _one_of("smtp", "sendmail"), "smtp",
         "How letters leave: over SMTP, or through a program that takes sendmail's options.",
@@ -178,20 +200,39 @@ TABLE = (
     Setting("mail", "sendmail", DIRECTORY, "/usr/sbin/sendmail", "The program for transport = \"sendmail\"."),
     Setting("mail", "from", TEXT, "www-mgmt@localhost", "Who the letters are from."),
     Setting("mail", "to", TEXTS, ["www-mgmt@localhost"], "Who gets the night's report."),
-    Setting("servers", "name", NAME, None, "The server's host name. Required."),
+    Setting("groups", "name", NAME, None, "What the group is called: @NAME in servers.name. Required."),
+    Setting("groups", "nodes", TEXT, None, "Its servers, as a node set such as \"web[1-8],ftp1\". Required."),
+    Setting(
+        "servers", "name", TEXT, None,
+        "The server's host name, or several as a node set: \"web[1-40].example.edu\", \"@web\". Required.",
+    ),
     Setting("servers", "kind", NAME, "web", "Its family: wwwpush serves \"web\", ftppush \"ftp\"."),
     Setting(
-        "servers", "transport", _one_of("local"), "local",
-        "How files get there. local: the destination is a directory on this host.",
+        "servers", "transport", _one_of("local", "ssh", "daemon", "rdist"), "local",
+        "How files get there. local: the destination is a directory on this host. ssh: rsync over ssh. daemon: an "
+        "rsync daemon, the destination's first part is its module. rdist: rdist over ssh.",
     ),
-    Setting("servers", "destination", DIRECTORY, None, "The production tree's directory on that server. Required."),
+    Setting(
+        "servers", "destination", DIRECTORY, None,
+        "The production tree's directory on that server; %h stands for the server's name. Required.",
+    ),
+    Setting(
+        "servers", "user", TEXT, "",
+        "Who to be on that server, with ssh, daemon or rdist; by default who runs the push.",
+    ),
+    Setting("servers", "port", _whole(0, 65535), 0, "Port of its ssh or rsync daemon; 0 means the usual one."),
+    Setting(
+        "servers", "skeleton", TEXT, "",
+        "The distfile skeleton of this kind of server, in etc/, e.g. \"distfile.web.skel\": it says what is not sent "
+        "there. None sends everything.",
+    ),
 )
 # fmt: on
 
 _DIRECTORIES = ("production_dir", "state_dir", "gather_dir", "development_dirs", "destination", "sendmail")
 
 
-def read(file: str, root: str | None = None) -> config.Settings:
+def read(file: str, root: str | None = None) -> dict[str, Any]:
     """Return the settings of a TOML file, checked, with defaults filled in.
 
     Args:
@@ -262,11 +303,11 @@ class _Checked:
         self.lines = text.splitlines()
         self.root = root
 
-    def settings(self, written: dict[str, Any]) -> config.Settings:
+    def settings(self, written: dict[str, Any]) -> dict[str, Any]:
         for section in written:
             if section not in SECTIONS:
                 raise self.fault(section, None, f"unknown section; expected one of {', '.join(SECTIONS)}")
-        result: config.Settings = {}
+        result: dict[str, Any] = {}
         for section in SECTIONS:
             if section in REPEATED:
                 items = written.get(section, [])
@@ -275,11 +316,6 @@ class _Checked:
                 result[section] = [self.section(section, item, place) for place, item in enumerate(items)]
             else:
                 result[section] = self.section(section, written.get(section, {}))
-        names_seen: set[str] = set()
-        for place, server in enumerate(result["servers"]):
-            if server["name"] in names_seen:
-                raise self.fault("servers", "name", f'"{server["name"]}" is given twice', place)
-            names_seen.add(server["name"])
         return result
 
     def section(self, section: str, written: Any, place: int = 0) -> dict[str, Any]:

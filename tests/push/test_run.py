@@ -4,12 +4,14 @@
 import json
 import os
 import threading
+import time
 
 import pytest
 
 from infocluster import config, files, trees
 from infocluster.errors import ConfigError, RefusedError, UnavailableError, UsageError
 from infocluster.push import run, transport
+from infocluster.push.servers import Server
 
 
 class Push:
@@ -262,16 +264,19 @@ def test_server_that_takes_too_long_is_told_and_ends(site):
     for number in range(5):
         write(site, f"world/{number}")
     listing = trees.scan(str(site.production))
-    server = {"name": "web1", "transport": "local", "destination": str(site.delivered("web1"))}
-    outcome = transport.send(server, listing, -1.0, threading.Event())
+    server = Server("web1", "web", "local", str(site.delivered("web1")))
+    late = transport.Order({}, ["world"], False, False, time.monotonic() - 1, threading.Event())
+    outcome = transport.send(server, listing, late)
     assert outcome.faults == ["not done after -1 s"]
     assert len(outcome.changes) == 1
     stopped = threading.Event()
     stopped.set()
-    assert transport.send(server, listing, 60.0, stopped).faults == ["the push was stopped"]
+    order = transport.Order({}, ["world"], False, False, time.monotonic() + 60, stopped)
+    assert transport.send(server, listing, order).faults == ["the push was stopped"]
 
 
 def test_a_fault_of_ours_on_one_server_is_its_own(site):
     listing = trees.scan(str(site.production))
-    outcome = transport.send({"name": "web1", "transport": "local"}, listing, 60.0, threading.Event())
-    assert outcome.faults == ["KeyError: 'destination'"]
+    order = transport.Order({}, ["world"], False, False, time.monotonic() + 60, threading.Event())
+    outcome = transport.send(Server("web1", "web", "none", ""), listing, order)
+    assert outcome.faults == ["KeyError: 'none'"]

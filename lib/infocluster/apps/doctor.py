@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import cache_from_source, find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infocluster import config, files, processes
 from infocluster.apps import accounts, installation
@@ -44,6 +44,9 @@ NETWORK_FILE_SYSTEMS = frozenset(
     | {"fuse.glusterfs", "fuse.sshfs"}
 )
 # Programs and Debian packages by what a server's transport needs.
+if TYPE_CHECKING:
+    from infocluster.push.servers import Server
+
 TRANSPORT_PROGRAMS = {
     "rsync": (("rsync", "rsync"), ("ssh", "openssh-client")),
     "daemon": (("rsync", "rsync"),),
@@ -367,26 +370,33 @@ def production(place: Place) -> Iterator[Fault]:
             yield Fault(f"the development tree {directory} is missing", f"install -d -m 2775 {_q(directory)}")
 
 
+def _all_servers(place: Place) -> "list[Server]":
+    from infocluster.push.servers import of_kind  # its node sets need what only the batch host has
+
+    kinds = dict.fromkeys(section["kind"] for section in place.settings["servers"])
+    return [server for kind in kinds for server in of_kind(place.settings, kind)]
+
+
 def destinations(place: Place) -> Iterator[Fault]:
     """Check the servers that are directories of this host: there, and the file owner's to write."""
     _only(place.is_batch, "batch host")
-    servers = [server for server in place.settings["servers"] if server["transport"] == "local"]
-    if not servers:
+    local = [server for server in _all_servers(place) if server.transport == "local"]
+    if not local:
         raise _NotCheckedError("no server is a directory of this host")
     owner = place.owner()
-    for server in servers:
-        directory = server["destination"]
+    for server in local:
+        directory = server.destination
         try:
             status = os.stat(directory)
         except FileNotFoundError:
             yield Fault(
-                f"{directory}, the destination of {server['name']}, is missing",
+                f"{directory}, the destination of {server.name}, is missing",
                 f"install -d -o {owner.name} -m 0755 {_q(directory)}",
             )
             continue
         if not accounts.may_write(status, owner):
             yield Fault(
-                f"{directory}, the destination of {server['name']}, is not for {owner.name} to write",
+                f"{directory}, the destination of {server.name}, is not for {owner.name} to write",
                 f"chown -R {owner.name} {_q(directory)}",
             )
         yield from _by_server_or_all(place, directory, status)
@@ -396,8 +406,8 @@ def programs(place: Place) -> Iterator[Fault]:
     """Check that the programs that the settings call for are there."""
     _only(place.is_batch, "batch host")
     wanted: dict[str, str] = {}
-    for server in place.settings["servers"]:
-        wanted |= dict(TRANSPORT_PROGRAMS.get(server["transport"], ()))
+    for server in _all_servers(place):
+        wanted |= dict(TRANSPORT_PROGRAMS.get(server.transport, ()))
     for program, package in sorted(wanted.items()):
         if shutil.which(program) is None:
             yield Fault(f"the program {program} is missing", f"apt-get install -y {package}")
@@ -490,7 +500,7 @@ def servers(place: Place) -> Iterator[Fault]:
     """Check what the batch host sees of each server's gather directory: there, readable, and no clock ahead."""
     _only(place.is_batch, "batch host")
     settings_now = place.settings["gather"]
-    wanted = [server["name"] for server in place.settings["servers"] if server["kind"] == "web"]
+    wanted = [server.name for server in _all_servers(place) if server.kind == "web"]
     if not wanted:
         raise _NotCheckedError("no web server is configured")
     owner, now = place.owner(), time.time()

@@ -32,6 +32,7 @@ from infocluster.config import Settings
 from infocluster.cron.command import Run
 from infocluster.gather import collect, cursor, fold, marks
 from infocluster.publish import place
+from infocluster.push import servers
 from infocluster.report import findings, tables
 
 VISITS = "visits"
@@ -114,9 +115,9 @@ def work(run: Run) -> str:
     survey, gather = settings["survey"], settings["gather"]
     app, host = survey["app"], gather["host"]
     database = f"{settings['site']['state_dir']}/{app}.sqlite"
-    servers = tuple(server["name"] for server in settings["servers"] if server["kind"] == "web")
+    expected = tuple(server.name for server in servers.of_kind(settings, "web")) if settings["servers"] else ()
     with cursor.opened(database, tables.SCHEMA + agents.SCHEMA) as position:
-        found = collect.look(gather["gather_dir"], app, host, position.positions(app, host), servers)
+        found = collect.look(gather["gather_dir"], app, host, position.positions(app, host), expected)
         for fault in found.faults:
             run.fault(fault)
         size = sum(part.end - part.start for part in found.parts)

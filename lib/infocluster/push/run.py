@@ -26,7 +26,7 @@ import pwd
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,9 +35,10 @@ from typing import Any
 
 from infocluster import files, names, trees
 from infocluster.config import Settings
-from infocluster.errors import ConfigError, RefusedError, UnavailableError, UsageError, reason
+from infocluster.errors import RefusedError, UnavailableError, UsageError, reason
 from infocluster.locks import pathlocks
-from infocluster.push import transport
+from infocluster.push import servers, transport
+from infocluster.push.servers import Server
 
 FORMAT = "infocluster push 1"
 CHANGES_LIMIT = 1000
@@ -89,7 +90,7 @@ def push(request: Request, conf: Settings, finish: Callable[[Sequence[str]], obj
         ConfigError: no server of this kind, or one whose destination is the production tree.
         UnavailableError: the locks were not free in time; the production tree cannot be read.
     """
-    servers = _servers(request.kind, conf)
+    targets = servers.of_kind(conf, request.kind)
     started, began = time.time(), time.monotonic()
     faults: list[str] = []
 
@@ -105,7 +106,7 @@ def push(request: Request, conf: Settings, finish: Callable[[Sequence[str]], obj
         listing = trees.scan(conf["site"]["production_dir"], paths, _unreadable)
         for path, why in listing.left:
             told(f"cannot push {names.printable(path)}: {why}; the servers keep what they have")
-        outcomes = _sent(servers, listing, conf, request.show)
+        outcomes = _sent(targets, listing, conf, paths, request.show)
     for line, is_fault in _result_lines(outcomes, request.show):
         (told if is_fault else say)(line)
     record: Record = {
@@ -130,23 +131,6 @@ def push(request: Request, conf: Settings, finish: Callable[[Sequence[str]], obj
             told(f"cannot write the record of this push: {reason(error)}")
             record["ok"] = False
     return record | {"changes": _changes(outcomes)}
-
-
-def _servers(kind: str, conf: Settings) -> list[transport.Server]:
-    """Return the servers of a kind; no destination may be the tree that is pushed, nor two servers' the same."""
-    servers = [server for server in conf["servers"] if server["kind"] == kind]
-    if not servers:
-        raise ConfigError(f'cannot push: the settings have no [[servers]] with kind = "{kind}"')
-    taken = {os.path.realpath(conf["site"]["production_dir"]): "the production tree"}
-    for server in servers:
-        if server["transport"] != "local":
-            continue
-        destination = os.path.realpath(server["destination"])
-        for other, whose in taken.items():
-            if os.path.commonpath([destination, other]) in (destination, other):
-                raise ConfigError(f"cannot push to {server['name']}: its destination {destination} overlaps {whose}")
-        taken[destination] = f"that of {server['name']}"
-    return servers
 
 
 def _paths(request: Request, production_dir: str, told: Say) -> list[str]:
@@ -229,13 +213,18 @@ def _unreadable(_directory: str, _name: str, mode: int) -> str | None:
 
 
 def _sent(
-    servers: list[transport.Server], listing: trees.Listing, conf: Settings, show: bool
+    targets: list[Server], listing: trees.Listing, conf: Settings, paths: list[str], show: bool
 ) -> list[transport.Outcome]:
     """Serve all servers, so many at once, and return how it went in their order."""
     stopped = threading.Event()
     timeout_s = conf["push"]["server_timeout_s"]
-    with ThreadPoolExecutor(min(conf["push"]["parallel"], len(servers)), "server") as pool:
-        futures = [pool.submit(transport.send, server, listing, timeout_s, stopped, show) for server in servers]
+
+    def send(server: Server) -> transport.Outcome:
+        order = transport.Order(conf, paths, show, False, time.monotonic() + timeout_s, stopped)
+        return transport.send(server, listing, order)
+
+    with ThreadPoolExecutor(min(conf["push"]["parallel"], len(targets)), "server") as pool:
+        futures = [pool.submit(send, server) for server in targets]
         try:
             wait(futures)
         except BaseException:
@@ -248,14 +237,14 @@ def _sent(
 def _result_lines(outcomes: list[transport.Outcome], show: bool) -> Iterator[tuple[str, bool]]:
     """Yield ``(line, whether it is a fault)``: what each server got, servers with the same result in one line."""
     if show:
-        for servers, changes in _same_changes(outcomes):
+        for alike, changes in _same_changes(outcomes):
             for action in changes:
-                yield f"{servers}: {action.verb} {action.path}{'/' if action.is_directory else ''}", False
+                yield f"{alike}: {action.verb} {action.path}{'/' if action.is_directory else ''}", False
     groups: dict[tuple[str, bool], list[str]] = {}
     for outcome in outcomes:
         groups.setdefault((_result(outcome, show), bool(outcome.faults)), []).append(outcome.server)
-    for (result, is_fault), alike in groups.items():
-        yield f"{folded(alike)}: {result}", is_fault
+    for (result, is_fault), equal in groups.items():
+        yield f"{servers.folded(equal)}: {result}", is_fault
 
 
 def _result(outcome: transport.Outcome, show: bool) -> str:
@@ -275,36 +264,26 @@ def _result(outcome: transport.Outcome, show: bool) -> str:
     return f"failed{' after ' + done if parts else ''}: {why}"
 
 
-def folded(servers: Iterable[str]) -> str:
-    """Return server names in one word, such as ``web[1-3]``."""
-    several = list(servers)
-    if len(several) == 1:
-        return several[0]
-    from ClusterShell.NodeSet import NodeSet
-
-    return str(NodeSet.fromlist(several))
-
-
 def _same_changes(outcomes: list[transport.Outcome]) -> Iterator[tuple[str, tuple[trees.Action, ...]]]:
     groups: dict[tuple[trees.Action, ...], list[str]] = {}
     for outcome in outcomes:
         groups.setdefault(tuple(outcome.changes), []).append(outcome.server)
-    for changes, servers in groups.items():
+    for changes, alike in groups.items():
         if changes:
-            yield folded(servers), changes
+            yield servers.folded(alike), changes
 
 
 def _changes(outcomes: list[transport.Outcome], limit: int | None = None) -> list[Record]:
     return [
         {
-            "servers": servers,
+            "servers": alike,
             **{
                 verb: [action.path for action in changes[:limit] if action.verb == verb]
                 for verb in ("install", "update", "remove")
             },
             "more": len(changes) - len(changes[:limit]),
         }
-        for servers, changes in _same_changes(outcomes)
+        for alike, changes in _same_changes(outcomes)
     ]
 
 

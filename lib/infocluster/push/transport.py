@@ -13,20 +13,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from infocluster import trees
+from infocluster.config import Settings
 from infocluster.errors import InfoclusterError, UnavailableError
 from infocluster.names import printable
-
-Server = dict[str, Any]
+from infocluster.push.servers import Server
 
 
 @dataclass(slots=True)
 class Order:
-    """What is asked of a transport: ``show`` changes nothing; at ``end`` (monotonic seconds) the time is over."""
+    """What is asked of a transport.
 
+    Attributes:
+        settings: all settings.
+        paths: the tree paths that are pushed, none below another; what the listing has is below them.
+        show: whether to change nothing and only tell what would be done.
+        atomic: whether each pushed directory has to switch over in one step.
+        end: when the time is over, as `time.monotonic` has it, s.
+        stopped: set when the whole push is to end.
+    """
+
+    settings: Settings
+    paths: list[str]
     show: bool
+    atomic: bool
     end: float
     stopped: threading.Event
 
@@ -47,40 +58,35 @@ class Outcome:
 
 def local(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
     """Bring a listing to a directory of this host, which has to exist: a disk that is not mounted is not filled."""
-    return trees.mirror(listing, server["destination"], show=order.show)
+    return trees.mirror(listing, server.destination, show=order.show)
 
 
 TRANSPORTS: dict[str, Callable[[Server, trees.Listing, Order], Iterator[trees.Action]]] = {"local": local}
 
 
-def send(
-    server: Server, listing: trees.Listing, timeout_s: float, stopped: threading.Event, show: bool = False
-) -> Outcome:
+def send(server: Server, listing: trees.Listing, order: Order) -> Outcome:
     """Bring a listing to one server and return how it went; what goes wrong there is in the outcome, never raised.
 
     Args:
-        server: a section [[servers]] of the settings.
+        server: who gets it.
         listing: what is pushed.
-        timeout_s: seconds it may take; looked at between two actions.
-        stopped: set when the whole push is to end.
-        show: whether to change nothing and only find out what would be done.
+        order: how; its time limit is looked at between two actions.
     """
     began = time.monotonic()
-    order = Order(show, began + timeout_s, stopped)
-    outcome = Outcome(server["name"])
+    outcome = Outcome(server.name)
     kept = 0
     try:
-        for action in TRANSPORTS[server["transport"]](server, listing, order):
+        for action in TRANSPORTS[server.transport](server, listing, order):
             if action.verb == "fail":
                 outcome.faults.append(f"{printable(action.path)}: {action.reason}")
             elif action.verb == "keep":
                 kept += 1
             else:
                 outcome.changes.append(action)
-            if stopped.is_set():
+            if order.stopped.is_set():
                 raise UnavailableError("the push was stopped")
             if time.monotonic() > order.end:
-                raise UnavailableError(f"not done after {timeout_s:g} s")
+                raise UnavailableError(f"not done after {order.end - began:.0f} s")
     except InfoclusterError as error:
         outcome.faults.append(str(error))
     except Exception as error:  # whatever is wrong with one server or its transport, the others are served
