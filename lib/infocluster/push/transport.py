@@ -21,6 +21,10 @@ from infocluster.names import printable
 from infocluster.push.servers import Server
 
 
+class UnreachableError(UnavailableError):
+    """A server could not be reached, or the connection to it broke: it may work when it is tried again."""
+
+
 @dataclass(slots=True)
 class Order:
     """What is asked of a transport.
