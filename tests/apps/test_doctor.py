@@ -93,7 +93,7 @@ def healthy() -> Iterator[Patient]:
     top = Path(tempfile.mkdtemp(prefix="infocluster-"))
     top.chmod(0o755)
     found = Patient(top / "host")
-    command = [sys.executable, "-m", "infocluster.apps.installation", "--prefix", str(found.tree), "--extras", ""]
+    command = [sys.executable, "-m", "infocluster.apps.installation", "--prefix", str(found.tree)]
     environment = {"PATH": os.defpath, "PYTHONPATH": str(ROOT / "lib")}
     try:
         subprocess.run(command, env=environment, capture_output=True, check=True)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The samples of etc/ do what they say: read by the programs they are for, run by a real Apache."""
 
+import contextlib
 import http.client
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -163,3 +166,49 @@ def test_every_entry_of_the_timetable_is_told_in_a_sentence() -> None:
     for number, line in enumerate(lines):
         if re.match(r"[\d*]", line):
             assert re.match(r"# On .* (at \d+:\d\d|hour|minute).*\.$", lines[number - 1]), line
+
+
+@pytest.mark.root
+def test_strange_visits_are_answered_and_the_next_one_is_served(server: Apache) -> None:
+    gather = server.run_dir.parent / "gather/survey"
+
+    def raw(head: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+            with contextlib.suppress(OSError):  # the server may hang up before it has read ten megabytes
+                connection.sendall(b"GET /cgi-bin/survey.cgi HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n\r\n")
+            with contextlib.suppress(ConnectionResetError):
+                return connection.recv(4096)
+        return b""
+
+    before = sum(path.read_bytes().count(b"\n") for path in gather.iterdir()) if gather.exists() else 0
+    assert raw(b"User-Agent: " + b"x" * 10_000_000)[:12] in (b"HTTP/1.1 400", b"")
+    assert raw(b"User-Agent: a\x00b")[:12] == b"HTTP/1.1 400"
+    assert raw(b'User-Agent: \xff\xfe \x80"\\')[:12] == b"HTTP/1.1 200"
+    assert raw(b"User-Agent:")[:12] == b"HTTP/1.1 200"
+    after = [line for path in gather.iterdir() for line in path.read_bytes().split(b"\n") if line]
+    assert len(after) == before + 2
+    assert [json.loads(line)["agent"] for line in after[-2:]] == ['\ufffd\ufffd \ufffd"\\', ""]
+
+
+@pytest.mark.root
+def test_other_methods_are_refused_and_nothing_is_noted(server: Apache) -> None:
+    status, fields, body = ask(server, "/cgi-bin/survey.cgi", "POST", b"a=1")
+    assert (status, fields["allow"]) == (405, "GET, HEAD")
+    assert b"Traceback" not in body
+    assert ask(server, "/cgi-bin/survey.cgi", "DELETE")[0] == 405
+    status, fields, body = ask(server, "/cgi-bin/survey.cgi", "HEAD")
+    assert (status, body) == (200, b"")
+
+
+@pytest.mark.root
+def test_gather_directory_that_is_gone_is_503_until_it_is_back(server: Apache) -> None:
+    gather = server.run_dir.parent / "gather"
+    gather.rename(gather.with_name("away"))
+    try:
+        status, fields, body = ask(server, "/cgi-bin/survey.cgi")
+        assert (status, fields["retry-after"]) == (503, "60")
+        assert b"Traceback" not in body and b"/gather" not in body
+        assert "No such file or directory" in server.errors()
+    finally:
+        gather.with_name("away").rename(gather)
+    assert ask(server, "/cgi-bin/survey.cgi")[0] == 200

@@ -43,12 +43,12 @@ NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "coda", "lustre", "gpfs", "beegfs", "glusterfs"}
     | {"fuse.glusterfs", "fuse.sshfs"}
 )
-# Programs and Debian packages by what a server's transport needs.
 if TYPE_CHECKING:
     from infocluster.push.servers import Server
 
+# Programs and Debian packages by what a server's transport needs.
 TRANSPORT_PROGRAMS = {
-    "rsync": (("rsync", "rsync"), ("ssh", "openssh-client")),
+    "ssh": (("rsync", "rsync"), ("ssh", "openssh-client")),
     "daemon": (("rsync", "rsync"),),
     "rdist": (("rdist", "rdist"), ("ssh", "openssh-client")),
 }

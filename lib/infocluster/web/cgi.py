@@ -10,7 +10,7 @@ Source: RFC 3875.
 import posix
 import sys
 
-from infocluster import config, files
+from infocluster import files
 from infocluster.errors import InfoclusterError
 from infocluster.web.request import Request
 from infocluster.web.response import HttpError, Response, error_page
@@ -33,12 +33,13 @@ def run(handler: str) -> None:
     Returns:
         Never. The exit status is 0 once a valid reply is written, whatever the reply is.
     """
-    is_head = posix.environ.get(b"REQUEST_METHOD") == b"HEAD"
+    request = Request(posix.environ)
+    is_head = request.method == "HEAD"
     try:
-        response = answer(handler, posix.environ)
-        message = response.message(is_head)
+        message = answer(handler, request).message(is_head)
     except Exception:  # the last door: nothing leaves without an answer
         message = failed().message(is_head)
+    request.drain()
     try:
         files.write_all(1, message)
     except OSError:  # the visitor is gone; the work was done before
@@ -46,10 +47,9 @@ def run(handler: str) -> None:
     posix._exit(0)
 
 
-def answer(handler: str, variables: "dict[bytes, bytes]") -> Response:
+def answer(handler: str, request: Request) -> Response:
     """Call a handler and return its answer, or the page of what went wrong."""
     try:
-        request = Request(variables, config.load())
         module_name, _, function_name = handler.partition(":")
         __import__(module_name)
         response: Response = getattr(sys.modules[module_name], function_name)(request)

@@ -6,6 +6,7 @@ Source: RFC 3875 4.1 and 4.2; RFC 9110 8.3, 15.5.
 
 import posix
 
+from infocluster import config
 from infocluster.web.response import HttpError
 
 TYPE_CHECKING = False
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 FORM_TYPE = "application/x-www-form-urlencoded"
 READ_BYTES = 1 << 16
+DRAIN_LIMIT_BYTES = 1 << 26
 
 
 class Request:
@@ -21,15 +23,29 @@ class Request:
 
     Attributes:
         variables: the meta-variables of the server, bytes to bytes.
-        settings: all settings of this host.
+        taken_bytes: how much of the body was read.
     """
 
-    __slots__ = ("_input_fd", "settings", "variables")
+    __slots__ = ("_input_fd", "_settings", "taken_bytes", "variables")
 
-    def __init__(self, variables: "dict[bytes, bytes]", settings: "Settings", input_fd: int = 0) -> None:
+    def __init__(
+        self, variables: "dict[bytes, bytes]", settings: "Settings | None" = None, input_fd: int = 0
+    ) -> None:
         self.variables = variables
-        self.settings = settings
+        self.taken_bytes = 0
+        self._settings = settings
         self._input_fd = input_fd
+
+    @property
+    def settings(self) -> "Settings":
+        """Return all settings of this host.
+
+        Raises:
+            ConfigError: they cannot be read.
+        """
+        if self._settings is None:
+            self._settings = config.load()
+        return self._settings
 
     def variable(self, name: str) -> str:
         """Return a meta-variable as text, "" where there is none; bytes that are not UTF-8 become U+FFFD."""
@@ -67,14 +83,32 @@ class Request:
         length = int(stated[:20])
         if length > limit_bytes:
             raise HttpError(413, f"The request is too large: at most {limit_bytes} bytes are taken.")
-        chunks, left = [], length
-        while left:
-            chunk = posix.read(self._input_fd, min(left, READ_BYTES))
+        chunks = []
+        while self.taken_bytes < length:
+            chunk = self._read(length)
             if not chunk:
                 raise HttpError(400, "The request ended before all of it arrived.")
             chunks.append(chunk)
-            left -= len(chunk)
         return b"".join(chunks)
+
+    def drain(self) -> None:
+        """Read what is left of the body and throw it away.
+
+        mod_cgid gives a program one socket for both ways: a reply is lost where the program leaves with some of the
+        body unread, since the kernel then resets the connection (unix(7)).
+        """
+        stated = self.variable("CONTENT_LENGTH")
+        length = int(stated[:20]) if stated.isascii() and stated.isdigit() else 0
+        try:
+            while self.taken_bytes < min(length, DRAIN_LIMIT_BYTES) and self._read(length):
+                pass
+        except OSError:  # no input: nothing is left of it
+            return
+
+    def _read(self, length: int) -> bytes:
+        chunk = posix.read(self._input_fd, min(length - self.taken_bytes, READ_BYTES))
+        self.taken_bytes += len(chunk)
+        return chunk
 
     def form(self, limit_bytes: int) -> "list[tuple[str, str]]":
         """Return the fields of an urlencoded body, in order.
