@@ -275,11 +275,14 @@ sys.path.insert(0, {LIB!r})
 from infocluster.locks import pathlocks
 with pathlocks.hold(["world"], directory=sys.argv[1]):
     started = subprocess.Popen(["sleep", "30"], close_fds=False, stdout=subprocess.DEVNULL).pid
+    ready, begun = os.pipe()
     forked = os.fork()
     if not forked:
+        os.write(begun, b"x")
         os.closerange(0, 3)
         signal.alarm(30)
         signal.pause()
+    os.read(ready, 1)
     print(started, forked, flush=True)
     signal.pause()
 """
