@@ -9,8 +9,10 @@ import time
 import pytest
 
 from infocluster import config, files, trees
+from infocluster.cron import progress
 from infocluster.errors import ConfigError, RefusedError, UnavailableError, UsageError
-from infocluster.push import run, transport
+from infocluster.push import record, run, transport
+from infocluster.push.plan import Request
 from infocluster.push.servers import Server
 
 
@@ -22,11 +24,12 @@ class Push:
         conf = config.load(str(site.conf_file))
         kind = request.pop("kind", "web")
         self.record = run.push(
-            run.Request("wwwpush", kind, paths, **request),
+            Request("wwwpush", kind, paths, **request),
             conf,
             self.finished.append,
             self.said.append,
             self.faults.append,
+            progress.bar,
         )
 
 
@@ -202,8 +205,8 @@ def test_unfinished_publishes_are_completed_under_the_lock_before_the_paths_are_
         assert len(run.pathlocks.holders(conf["site"]["state_dir"] + "/pathlocks")) == 1
         write(site, "world/more")
 
-    request = run.Request("wwwpush", "web", ["world/page", "world/more", "world/page/"])
-    run.push(request, conf, finish, [].append, [].append)
+    request = Request("wwwpush", "web", ["world/page", "world/more", "world/page/"])
+    run.push(request, conf, finish, [].append, [].append, progress.bar)
     assert held(site, "web1") == {"world", "world/page", "world/more"}
 
 
@@ -251,7 +254,7 @@ def test_record_has_what_was_done(site):
 
 
 def test_only_the_newest_records_are_kept(site, monkeypatch):
-    monkeypatch.setattr(run, "RECORDS_KEPT", 2)
+    monkeypatch.setattr(record, "RECORDS_KEPT", 2)
     write(site, "world/a")
     for _ in range(4):
         last = Push(site, "world/a").record

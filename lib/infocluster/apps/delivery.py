@@ -8,6 +8,7 @@ each other, the two are brought together here.
 import json
 import math
 import sys
+from functools import partial
 
 from infocluster.cron.command import Run
 from infocluster.errors import UsageError
@@ -15,6 +16,8 @@ from infocluster.locks import pathlocks
 from infocluster.names import shown
 from infocluster.publish import place
 from infocluster.push import run as pushing
+from infocluster.push.plan import Request
+from infocluster.push.record import Record
 
 # The name a program is called by picks its family of servers.
 KINDS = {"wwwpush": "web", "ftppush": "ftp"}
@@ -32,7 +35,7 @@ def push(run: Run) -> str:
     if kind is None:
         raise UsageError(f"cannot push as {shown(run.program)}: expected to be called {' or '.join(KINDS)}")
     paths = arguments["path"]
-    request = pushing.Request(
+    request = Request(
         run.program,
         kind,
         paths if isinstance(paths, list) else [],
@@ -42,13 +45,14 @@ def push(run: Run) -> str:
     )
     # With -json the record alone is on the standard output; with -quiet, nothing.
     say = _aside if arguments["json"] else _nothing if arguments["quiet"] else run.say
-    record = pushing.push(request, run.settings, lambda paths: place.finish(paths, run.settings, say), say, run.fault)
+    finish = partial(place.finish, conf=run.settings, say=say)
+    record = pushing.push(request, run.settings, finish, say, run.fault, run.progress)
     if arguments["json"]:
         run.say(json.dumps(record))
     return "" if arguments["json"] or arguments["quiet"] else _summary(record)
 
 
-def _summary(record: pushing.Record) -> str:
+def _summary(record: Record) -> str:
     done = sum(server["ok"] for server in record["servers"])
     verb = "compared" if record["show"] else "pushed"
     servers = len(record["servers"])

@@ -51,13 +51,14 @@ class Outcome:
     """How it went on one server.
 
     ``changes`` has what was installed, updated and removed, in that order of events; ``faults`` a line for each
-    thing that went wrong.
+    thing that went wrong; ``was_unreachable`` tells that nothing but the connection was at fault.
     """
 
     server: str
     changes: list[trees.Action] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     duration_s: float = 0.0
+    was_unreachable: bool = False
 
 
 def local(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
@@ -93,6 +94,7 @@ def send(server: Server, listing: trees.Listing, order: Order) -> Outcome:
                 raise UnavailableError(f"not done after {order.end - began:.0f} s")
     except InfoclusterError as error:
         outcome.faults.append(str(error))
+        outcome.was_unreachable = isinstance(error, UnreachableError)
     except Exception as error:  # whatever is wrong with one server or its transport, the others are served
         outcome.faults.append(f"{type(error).__name__}: {error}")
     if kept:

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fan out: many servers at once, each by itself, those that were not reached tried again.
+
+A server that cannot be reached, hangs or fails costs the others nothing but its place among those that are served at
+once; it is tried again after a pause that doubles each time, within its time limit.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+from infocluster import trees
+from infocluster.config import Settings
+from infocluster.push import transport
+from infocluster.push.servers import Server
+from infocluster.push.transport import Order, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one server gets: a listing of the production tree, and the paths that it is of."""
+
+    server: Server
+    listing: trees.Listing
+    paths: list[str]
+
+
+def out(
+    jobs: list[Job],
+    settings: Settings,
+    show: bool = False,
+    atomic: bool = False,
+    advance: Callable[[int], None] | None = None,
+    done: Callable[[Job, Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Serve all servers, so many at once, and return how it went, in the order of the jobs.
+
+    Args:
+        jobs: one a server.
+        settings: all settings; ``[push]`` says how many at once, how long and how often.
+        show: whether to change nothing.
+        atomic: see `Order`.
+        advance: called with 1 when a server is done.
+        done: called with each outcome as soon as there is one, one at a time.
+
+    Raises:
+        BaseException: what interrupts it, such as a signal; each server has by then ended behind what it was at.
+    """
+    stopped = threading.Event()
+    alike: dict[tuple[trees.Action, ...], list[trees.Action]] = {}
+    with ThreadPoolExecutor(max(1, min(settings["push"]["parallel"], len(jobs))), "server") as pool:
+        futures = {pool.submit(_serve, job, settings, show, atomic, stopped): job for job in jobs}
+        outcomes: dict[str, Outcome] = {}
+        try:
+            for future in as_completed(futures):
+                outcome = future.result()
+                # Most servers get the same: keep it once.
+                outcome.changes = alike.setdefault(tuple(outcome.changes), outcome.changes)
+                outcomes[outcome.server] = outcome
+                if done:
+                    done(futures[future], outcome)
+                if advance:
+                    advance(1)
+        except BaseException:
+            stopped.set()
+            for future in futures:
+                future.cancel()
+            raise
+    return [outcomes[job.server.name] for job in jobs]
+
+
+def _serve(job: Job, settings: Settings, show: bool, atomic: bool, stopped: threading.Event) -> Outcome:
+    push = settings["push"]
+    began = time.monotonic()
+    order = Order(settings, job.paths, show, atomic, began + push["server_timeout_s"], stopped)
+    pause_s = push["retry_pause_s"]
+    for tried in range(push["retries"] + 1):
+        outcome = transport.send(job.server, job.listing, order)
+        last = tried == push["retries"] or time.monotonic() + pause_s >= order.end
+        if not outcome.was_unreachable or last or stopped.wait(pause_s):
+            break
+        pause_s *= 2
+    if outcome.was_unreachable and tried:
+        outcome.faults.append(f"tried {tried + 1} times")
+    outcome.duration_s = time.monotonic() - began
+    return outcome
