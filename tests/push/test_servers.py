@@ -54,7 +54,7 @@ def test_what_is_no_set_of_hosts_is_refused(name: str, said: str) -> None:
 
 
 def test_host_that_is_named_twice_is_refused() -> None:
-    with pytest.raises(ConfigError, match="web2.*twice"):
+    with pytest.raises(ConfigError, match=r"web2.*twice"):
         servers.of_kind(settings({"name": "web[1-3]"}, {"name": "web2"}), "web")
 
 
