@@ -46,7 +46,9 @@ def flat_out(code: str, directory: str, durable: str, records: int, reader: bool
     ]
     while any(writer.poll() is None for writer in writers):
         if reader:
-            for _, _, _, record in collect.read(os.path.dirname(os.path.dirname(directory)), "survey", "www", {}):
+            for _, _, _, record in collect.read(
+                collect.Source(os.path.dirname(os.path.dirname(directory)), "survey", "www"), {}
+            ):
                 json.loads(record)
         else:
             time.sleep(0.002)
@@ -60,7 +62,7 @@ def main() -> None:
         directory = f"{top}/web1/www"
         os.makedirs(directory)
         flat_out(OURS, directory, "durable", RECORDS, reader=True)
-        records = [json.loads(record) for _, _, _, record in collect.read(top, "survey", "www", {})]
+        records = [json.loads(record) for _, _, _, record in collect.read(collect.Source(top, "survey", "www"), {})]
         assert len(records) == len({r["id"] for r in records}) == PROCESSES * RECORDS
         print(f"with a reader running, durable: {len(records)} records, all whole, none lost, none torn")
         for durable in ("no fsync", "durable"):

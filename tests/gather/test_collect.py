@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from infocluster.errors import UnavailableError
 from infocluster.gather import collect, cursor
-from infocluster.gather.collect import Part
+from infocluster.gather.collect import Part, Source
 
 
 def put(top: Path, server: str, name: str, text: bytes) -> Path:
@@ -26,12 +26,12 @@ def segment(*ids: str) -> bytes:
 
 def read_on(top: Path, known: dict[tuple[str, str, str], cursor.Position], **options: object) -> list[bytes]:
     """Read what is new, remember how far, and return the records."""
-    found = collect.look(str(top), "app", "www", known, **options)  # type: ignore[arg-type]
+    source = Source(str(top), "app", "www", **options)  # type: ignore[arg-type]
+    found = collect.look(source, known)
     assert not found.faults
     records = []
     for part in found.parts:
-        form, separator = options.get("form", "segments"), options.get("separator", b"")
-        records += [record for record, _ in collect.records(collect.content(part), form, separator)]  # type: ignore[arg-type]
+        records += [record for record, _ in collect.records(collect.content(part), source)]
         known[part.server, part.segment, part.first_id] = part.position()
     return records
 
@@ -77,7 +77,7 @@ def test_file_that_changed_behind_the_reader_is_reported_and_not_read(tmp_path: 
     path.write_bytes(changed)
     with (tmp_path / "web2/www/app/2026-11-21.jsonl").open("ab") as file:
         file.write(segment("r"))
-    found = collect.look(str(tmp_path), "app", "www", known)
+    found = collect.look(Source(str(tmp_path), "app", "www"), known)
     assert [part.server for part in found.parts] == ["web2"]
     assert len(found.faults) == 1
     assert "changed" in found.faults[0]
@@ -85,11 +85,11 @@ def test_file_that_changed_behind_the_reader_is_reported_and_not_read(tmp_path: 
 
 def test_missing_server_is_reported_and_the_others_are_read(tmp_path: Path) -> None:
     put(tmp_path, "web1", "app/2026-11-21.jsonl", segment("a"))
-    found = collect.look(str(tmp_path), "app", "www", {}, servers=("web1", "web2"))
+    found = collect.look(Source(str(tmp_path), "app", "www", ("web1", "web2")), {})
     assert len(found.parts) == 1
     assert len(found.faults) == 1
     assert "web2" in found.faults[0]
-    reader = collect.read(str(tmp_path), "app", "www", {}, servers=("web1", "web2"))
+    reader = collect.read(Source(str(tmp_path), "app", "www", ("web1", "web2")), {})
     assert json.loads(next(reader)[3])["id"] == "a"
     with pytest.raises(UnavailableError, match="web2"):
         next(reader)
@@ -132,7 +132,7 @@ def test_one_file_an_entry(tmp_path: Path) -> None:
 def test_records_and_their_lengths_cover_the_text(texts: list[bytes], form: str) -> None:
     end = b"\n" if form == "lines" else b"\n%%\n"
     text = b"".join(record + end for record in texts)
-    found = list(collect.records(text, form, b"%%"))
+    found = list(collect.records(text, Source("", "app", "www", (), form, b"%%")))
     assert [record for record, _ in found] == texts
     assert sum(length for _, length in found) == len(text)
 
@@ -141,7 +141,7 @@ def test_records_and_their_lengths_cover_the_text(texts: list[bytes], form: str)
 def test_last_end_is_found_however_far_back(tmp_path: Path, lengths: tuple[int, ...]) -> None:
     text = b"x\n" + b"".join(b"y" * length for length in lengths)
     put(tmp_path, "web1", "app", text)
-    (part,) = collect.look(str(tmp_path), "app", "www", {}, form="lines").parts
+    (part,) = collect.look(Source(str(tmp_path), "app", "www", form="lines"), {}).parts
     assert (part.start, part.end) == (0, 2)
 
 
@@ -155,7 +155,7 @@ def test_odd_things_in_the_place_of_segments_stop_nothing(tmp_path: Path) -> Non
     put(tmp_path, "web1", "app/notes.txt", b"not ours\n")
     put(tmp_path, "web1", "app/2026-11-24.jsonl", b"")
     (tmp_path / "a file").write_text("")
-    found = collect.look(str(tmp_path), "app", "www", {})
+    found = collect.look(Source(str(tmp_path), "app", "www"), {})
     assert [part.segment for part in found.parts] == ["2026-11-20.jsonl"]
     assert len(found.faults) == 3
 
@@ -169,5 +169,5 @@ def test_record_without_an_id_is_known_by_its_text() -> None:
 
 def test_part_is_behind_what_was_read(tmp_path: Path) -> None:
     path = put(tmp_path, "web1", "app/2026-11-21.jsonl", segment("a", "b"))
-    (part,) = collect.look(str(tmp_path), "app", "www", {}).parts
+    (part,) = collect.look(Source(str(tmp_path), "app", "www"), {}).parts
     assert part == Part(str(path), "web1", "www", "app", "2026-11-21.jsonl", "a", 0, path.stat().st_size)

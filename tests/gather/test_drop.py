@@ -106,6 +106,7 @@ for number in range(400):
 
 def test_many_writers_lose_and_tear_nothing_while_readers_run(tmp_path: Path) -> None:
     directory = tmp_path / "web1/www"
+    source = collect.Source(str(tmp_path), "survey", "www")
     directory.mkdir(parents=True)
     writers = [
         subprocess.Popen(
@@ -116,11 +117,11 @@ def test_many_writers_lose_and_tear_nothing_while_readers_run(tmp_path: Path) ->
     ]
     seen = set()
     while any(writer.poll() is None for writer in writers):
-        for _, _, _, record in collect.read(str(tmp_path), "survey", "www", {}):
+        for _, _, _, record in collect.read(source, {}):
             seen.add(json.loads(record)["id"])  # every line a reader gets is whole
     for writer in writers:
         assert writer.wait() == 0
-    records = [json.loads(record) for _, _, _, record in collect.read(str(tmp_path), "survey", "www", {})]
+    records = [json.loads(record) for _, _, _, record in collect.read(source, {})]
     assert {(r["writer"], r["number"]) for r in records} == {(w, n) for w in range(8) for n in range(400)}
     assert len(records) == 8 * 400
     assert seen <= {r["id"] for r in records}
@@ -180,7 +181,7 @@ def test_file_owner_may_read_and_not_change_what_the_server_user_wrote(open_dir:
     )
     read = (
         "from infocluster.gather import collect\n"
-        f"found = list(collect.read({str(open_dir / 'gather')!r}, 'survey', 'www', {{}}))\n"
+        f"found = list(collect.read(collect.Source({str(open_dir / 'gather')!r}, 'survey', 'www'), {{}}))\n"
         "assert len(found) == 1, found\n"
         f"import os; path = {str(gather)!r} + '/survey/' + found[0][1]\n"
         "for change in (lambda: os.unlink(path), lambda: open(path, 'ab'), lambda: os.truncate(path, 0)):\n"

@@ -27,7 +27,7 @@ class LineCount:
 
 
 def parts_of(top: Path) -> list[Part]:
-    found = collect.look(str(top), "app", "www", {}, form="lines")
+    found = collect.look(collect.Source(str(top), "app", "www", form="lines"), {})
     assert not found.faults
     return found.parts
 

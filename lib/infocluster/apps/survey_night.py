@@ -116,8 +116,9 @@ def work(run: Run) -> str:
     app, host = survey["app"], gather["host"]
     database = f"{settings['site']['state_dir']}/{app}.sqlite"
     expected = tuple(server.name for server in servers.of_kind(settings, "web")) if settings["servers"] else ()
+    source = collect.Source(gather["gather_dir"], app, host, expected)
     with cursor.opened(database, tables.SCHEMA + agents.SCHEMA) as position:
-        found = collect.look(gather["gather_dir"], app, host, position.positions(app, host), expected)
+        found = collect.look(source, position.positions(app, host))
         for fault in found.faults:
             run.fault(fault)
         size = sum(part.end - part.start for part in found.parts)

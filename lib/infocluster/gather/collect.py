@@ -47,6 +47,32 @@ Positions = Mapping[tuple[str, str, str], Position]
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """What is read: one application's records, on every server.
+
+    Attributes:
+        gather_dir: where the servers' directories are seen.
+        app: the application's name.
+        host: the HOST part of the path.
+        servers: the servers that have to be there.
+        form: one of `FORMS`.
+        separator: for ``separated``, the separator line without its end.
+    """
+
+    gather_dir: str
+    app: str
+    host: str
+    servers: tuple[str, ...] = ()
+    form: str = "segments"
+    separator: bytes = b""
+
+    @property
+    def end(self) -> bytes:
+        """Return what ends a record."""
+        return b"\n" + self.separator + b"\n" if self.form == "separated" else b"\n"
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """The new records of one file: bytes `start` to `end`, both behind an end of record."""
 
@@ -85,46 +111,32 @@ class Found:
     faults: list[str] = field(default_factory=list)
 
 
-def look(
-    gather_dir: str,
-    app: str,
-    host: str,
-    positions: Positions,
-    servers: tuple[str, ...] = (),
-    form: str = "segments",
-    separator: bytes = b"",
-) -> Found:
+def look(source: Source, positions: Positions) -> Found:
     """Look at every server for what is new.
 
     Args:
-        gather_dir: where the servers' directories are seen.
-        app: the application's name.
-        host: the HOST part of the path.
+        source: what is read.
         positions: how far was read before, by (server, segment, first_id).
-        servers: the servers that have to be there.
-        form: one of `FORMS`.
-        separator: for ``separated``, the separator line without its end.
 
     Returns:
         What was found; one bad file never hides the others.
     """
-    names.name(app, "an application's name")
+    names.name(source.app, "an application's name")
     found = Found()
     try:
-        present = sorted(entry for entry in os.listdir(gather_dir) if names.is_name(entry))
+        present = sorted(entry for entry in os.listdir(source.gather_dir) if names.is_name(entry))
     except OSError as error:
-        found.faults.append(f"cannot read {gather_dir}: {reason(error)}")
+        found.faults.append(f"cannot read {source.gather_dir}: {reason(error)}")
         return found
-    for server in servers:
-        if not os.path.isdir(f"{gather_dir}/{server}/{host}"):
-            found.faults.append(
-                f"cannot read the gather directory of {server}: {gather_dir}/{server}/{host} is missing"
-            )
+    for server in source.servers:
+        directory = f"{source.gather_dir}/{server}/{source.host}"
+        if not os.path.isdir(directory):
+            found.faults.append(f"cannot read the gather directory of {server}: {directory} is missing")
     for server in present:
-        top = f"{gather_dir}/{server}/{host}/{app}"
+        top = f"{source.gather_dir}/{server}/{source.host}/{source.app}"
         try:
-            for segment, path in _segments(top, app, form):
-                _look_at(found, positions, (server, host, app, segment), path, form, separator)
+            for segment, path in _segments(top, source):
+                _look_at(found, positions, source, server, segment, path)
         except (FileNotFoundError, NotADirectoryError):
             continue  # nobody sent anything to this server, or it is none
         except OSError as error:
@@ -132,15 +144,7 @@ def look(
     return found
 
 
-def read(
-    gather_dir: str,
-    app: str,
-    host: str,
-    positions: Positions,
-    servers: tuple[str, ...] = (),
-    form: str = "segments",
-    separator: bytes = b"",
-) -> Iterator[tuple[str, str, int, bytes]]:
+def read(source: Source, positions: Positions) -> Iterator[tuple[str, str, int, bytes]]:
     """Yield every new record: (server, segment, end offset in bytes, record without its end).
 
     Args: as `look`.
@@ -148,10 +152,10 @@ def read(
     Raises:
         UnavailableError: something could not be read, after everything else was yielded.
     """
-    found = look(gather_dir, app, host, positions, servers, form, separator)
+    found = look(source, positions)
     for part in found.parts:
         offset = part.start
-        for record, length in records(content(part), form, separator):
+        for record, length in records(content(part), source):
             offset += length
             yield part.server, part.segment, offset, record
     if found.faults:
@@ -169,17 +173,16 @@ def content(part: Part) -> bytes:
         return file.read(part.end - part.start)
 
 
-def records(text: bytes, form: str, separator: bytes = b"") -> Iterator[tuple[bytes, int]]:
+def records(text: bytes, source: Source) -> Iterator[tuple[bytes, int]]:
     """Yield each record of a text and the bytes that it took, its end included."""
-    if form == "entries":
+    if source.form == "entries":
         if text:
             yield text, len(text)
         return
-    end = b"\n" if form != "separated" else b"\n" + separator + b"\n"
     place = 0
-    while (stop := text.find(end, place)) >= 0:
-        yield text[place:stop], stop + len(end) - place
-        place = stop + len(end)
+    while (stop := text.find(source.end, place)) >= 0:
+        yield text[place:stop], stop + len(source.end) - place
+        place = stop + len(source.end)
 
 
 def first_id(first_record: bytes) -> str:
@@ -191,25 +194,19 @@ def first_id(first_record: bytes) -> str:
     return found if isinstance(found, str) and found else hashlib.sha256(first_record).hexdigest()[:16]
 
 
-def _segments(top: str, app: str, form: str) -> Iterator[tuple[str, str]]:
-    if form in ("lines", "separated"):
-        yield app, top
+def _segments(top: str, source: Source) -> Iterator[tuple[str, str]]:
+    if source.form in ("lines", "separated"):
+        yield source.app, top
         return
     for name in sorted(os.listdir(top)):
-        wanted = (name.endswith(".jsonl") and names.is_name(name)) if form == "segments" else name[0] != "."
+        is_segment = name.endswith(".jsonl") and names.is_name(name)
+        wanted = is_segment if source.form == "segments" else name[0] != "."
         if wanted:
             yield name, f"{top}/{name}"
 
 
-def _look_at(
-    found: Found,
-    positions: Positions,
-    place: tuple[str, str, str, str],
-    path: str,
-    form: str,
-    separator: bytes,
-) -> None:
-    server, host, app, segment = place
+def _look_at(found: Found, positions: Positions, source: Source, server: str, segment: str, path: str) -> None:
+    form = source.form
     try:
         with ExitStack() as stack:
             if form != "segments":
@@ -222,8 +219,8 @@ def _look_at(
                 if form != "entries":
                     found.faults.append(f"cannot read {path}: no plain file")
                 return
-            end = status.st_size if form == "entries" else _last_end(fd, status.st_size, form, separator)
-            first = _first_record(fd, end, form, separator)
+            end = status.st_size if form == "entries" else _last_end(fd, status.st_size, source.end)
+            first = _first_record(fd, end, source)
             if first is None:
                 return
             key = (server, segment, first_id(first))
@@ -237,7 +234,7 @@ def _look_at(
                 )
                 return
             if end > start:
-                found.parts.append(Part(path, server, host, app, segment, key[2], start, end))
+                found.parts.append(Part(path, server, source.host, source.app, segment, key[2], start, end))
     except FileNotFoundError:
         return  # swept while we looked: all of it had been read
     except (OSError, InfoclusterError) as error:
@@ -253,9 +250,8 @@ def _wait_for_writer(stack: ExitStack, path: str, form: str) -> None:
         stack.enter_context(lockfile.hold(target, shared=True, timeout_s=LOCK_TIMEOUT_S))
 
 
-def _last_end(fd: int, size: int, form: str, separator: bytes) -> int:
+def _last_end(fd: int, size: int, end: bytes) -> int:
     """Return the offset behind the last end of a record."""
-    end = b"\n" if form != "separated" else b"\n" + separator + b"\n"
     high = size
     while high > 0:
         low = max(0, high - BLOCK_BYTES)
@@ -267,13 +263,13 @@ def _last_end(fd: int, size: int, form: str, separator: bytes) -> int:
     return 0
 
 
-def _first_record(fd: int, end: int, form: str, separator: bytes) -> bytes | None:
+def _first_record(fd: int, end: int, source: Source) -> bytes | None:
     if end == 0:
         return None
     size = min(end, 4096)
     while True:
         text = os.pread(fd, size, 0)
-        for record, _ in records(text, form, separator):
+        for record, _ in records(text, source):
             return record
         if size >= end:
             return text
