@@ -50,9 +50,8 @@ def main() -> None:
     ideal = math.ceil(SERVERS / PARALLEL) * DELAY_S
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{SERVERS} servers, {PARALLEL} at once, {DELAY_S} s each; {os.cpu_count()} cores: {said[-1][:60]}")
-    print(
-    print(f"{took:.2f} s, ideal {ideal:.2f} s: {took / ideal:.2f} times (at most 1.2); {peak_mb:.0f} MB (below 200)")
-    )
+    print(f"{took:.2f} s, ideal {ideal:.2f} s: {took / ideal:.2f} times (at most 1.2)")
+    print(f"peak {peak_mb:.0f} MB (below 200)")
 
 
 if __name__ == "__main__":
