@@ -6,14 +6,21 @@ outside never becomes an option (`operand` puts it behind ``--`` or before a ``.
 """
 
 import os
+import selectors
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 from infocluster.errors import UnavailableError, reason
 
 OUTPUT_LIMIT_BYTES = 1 << 20
+
+# How often a program that runs is asked whether it is still wanted.
+LOOK_S = 0.1
+CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,8 @@ def run(
     content: bytes = b"",
     environment: Mapping[str, str] | None = None,
     directory: str | None = None,
+    is_stopped: Callable[[], bool] | None = None,
+    output_limit_bytes: int = OUTPUT_LIMIT_BYTES,
 ) -> Outcome:
     """Run a program to its end and return how it ended.
 
@@ -42,11 +51,14 @@ def run(
         content: what it reads on standard input.
         environment: its whole environment; by default ours.
         directory: where it starts; by default here.
+        is_stopped: asked ten times a second; the program is killed once this is true.
+        output_limit_bytes: how much of each of its two outputs is returned.
 
     Raises:
-        UnavailableError: it cannot be started, or did not end in time.
+        UnavailableError: it cannot be started, did not end in time, or was stopped.
     """
     program = arguments[0]
+    end = time.monotonic() + timeout_s
     try:
         process = subprocess.Popen(
             list(arguments),
@@ -61,15 +73,162 @@ def run(
         raise UnavailableError(f"cannot run {program}: {reason(error)}") from error
     with process:
         try:
-            output, errors = process.communicate(content, timeout_s)
+            output, errors = _said(process, content, end, is_stopped)
         except subprocess.TimeoutExpired:
             kill_group(process.pid)
             process.communicate()
-            raise UnavailableError(f"cannot run {program}: not done after {timeout_s:g} s") from None
+            why = f"not done after {timeout_s:g} s" if time.monotonic() >= end else "it was stopped"
+            raise UnavailableError(f"cannot run {program}: {why}") from None
         except BaseException:
             kill_group(process.pid)
             raise
-    return Outcome(process.returncode, output[:OUTPUT_LIMIT_BYTES], errors[:OUTPUT_LIMIT_BYTES])
+    return Outcome(process.returncode, output[:output_limit_bytes], errors[:output_limit_bytes])
+
+
+def _said(
+    process: subprocess.Popen[bytes], content: bytes | None, end: float, is_stopped: Callable[[], bool] | None
+) -> tuple[bytes, bytes]:
+    """Return what a program says to its end. Raises TimeoutExpired when it is no longer waited for."""
+    while True:
+        left_s = max(end - time.monotonic(), 0)
+        try:
+            return process.communicate(content, left_s if is_stopped is None else min(left_s, LOOK_S))
+        except subprocess.TimeoutExpired:
+            if is_stopped is None or is_stopped() or time.monotonic() >= end:
+                raise
+            # What is left to be written of it is remembered by the process.
+            content = None
+
+
+class Conversation:
+    """A program that is talked to while it runs: what it reads and what it says goes line by line.
+
+    Nothing here waits longer than it is told to: what the program does not read yet is kept until it does. It leads
+    a process group of its own. Use it as a context manager: at the end of the block it is over, or killed.
+
+    Args:
+        arguments: the program and its arguments; no shell reads them.
+        limit_bytes: what a line may have.
+
+    Raises:
+        UnavailableError: it cannot be started.
+    """
+
+    def __init__(self, arguments: Sequence[str], limit_bytes: int) -> None:
+        try:
+            self._process = subprocess.Popen(
+                list(arguments),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise UnavailableError(f"cannot run {arguments[0]}: {reason(error)}") from error
+        self._limit_bytes = limit_bytes
+        self._untold = bytearray()
+        self._unheard = bytearray()
+        self._searched = 0
+        self._errors = bytearray()
+        self._select = selectors.DefaultSelector()
+        self._input = self._fd(self._process.stdin)
+        self._output = self._fd(self._process.stdout)
+        os.set_blocking(self._input, False)
+        self._select.register(self._output, selectors.EVENT_READ, self._unheard)
+        self._select.register(self._fd(self._process.stderr), selectors.EVENT_READ, self._errors)
+
+    def __enter__(self) -> "Conversation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end(0)
+
+    @property
+    def errors(self) -> str:
+        """What it said on its standard error so far."""
+        return self._errors.decode("utf-8", "replace").strip()
+
+    def tell(self, content: bytes) -> None:
+        """Give it something to read; it is sent while `heard` waits."""
+        if not self._process.stdin or self._process.stdin.closed:
+            return
+        if content and not self._untold:
+            self._select.register(self._input, selectors.EVENT_WRITE)
+        self._untold += content
+
+    def hang_up(self) -> None:
+        """Let it read the end of its input; what it has not read by now it never will."""
+        if self._process.stdin and not self._process.stdin.closed:
+            if self._untold:
+                self._untold.clear()
+                self._select.unregister(self._input)
+            self._process.stdin.close()
+
+    def heard(self, timeout_s: float) -> bytes | None:
+        """Return the next line that it says, without its end, or None where there is none in time.
+
+        Args:
+            timeout_s: seconds to wait; 0 takes what is there.
+
+        Raises:
+            UnavailableError: there will be none: it closed its output, or the line is over its limit.
+        """
+        end = time.monotonic() + timeout_s
+        while True:
+            found = self._unheard.find(b"\n", self._searched)
+            if found >= 0:
+                line = bytes(self._unheard[:found])
+                del self._unheard[: found + 1]
+                self._searched = 0
+                return line
+            self._searched = len(self._unheard)
+            if self._searched > self._limit_bytes:
+                raise UnavailableError(f"it said a line of over {self._limit_bytes} bytes")
+            if self._output not in self._select.get_map():
+                raise UnavailableError("it ended")
+            ready = self._select.select(max(0.0, end - time.monotonic()))
+            for key, _ in ready:
+                self._move(key)
+            if not ready and time.monotonic() >= end:
+                return None
+
+    def end(self, timeout_s: float) -> int:
+        """Wait for its end so long, then kill its group, and return its exit status as `Outcome` has it."""
+        self.hang_up()
+        try:
+            status = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            kill_group(self._process.pid)
+            status = self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream:
+                stream.close()
+        self._select.close()
+        return status
+
+    def _move(self, key: selectors.SelectorKey) -> None:
+        """Move what can be moved now between the program and us."""
+        if key.fd == self._input:
+            try:
+                del self._untold[: os.write(key.fd, self._untold[:CHUNK_BYTES])]
+            except BlockingIOError:
+                return
+            except OSError:  # it does not read any more; its output tells why
+                self.hang_up()
+                return
+            if not self._untold:
+                self._select.unregister(key.fd)
+            return
+        chunk = os.read(key.fd, CHUNK_BYTES)
+        if not chunk:
+            self._select.unregister(key.fd)
+        elif key.data is self._unheard or len(self._errors) < OUTPUT_LIMIT_BYTES:
+            key.data.extend(chunk)
+
+    @staticmethod
+    def _fd(stream: IO[bytes] | None) -> int:
+        return stream.fileno() if stream else -1
 
 
 def kill_group(leader: int) -> None:
