@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from conftest import Site
-from locks.askers import Asker
+from locks.askers import Asker, SlotAsker
 
 
 @pytest.fixture
@@ -75,6 +75,40 @@ def test_json_has_everything_and_nothing_else(site: Site, asker: Callable[[], As
     assert second["waits_for"] == [first["number"]]
     assert first["host"] == second["host"] == os.uname().nodename
     assert before <= first["since"] <= second["since"] <= time.time()
+
+
+def test_slots_are_listed_behind_the_paths(site: Site, asker: Callable[[], Asker]) -> None:
+    (site.state / "slots.limit").write_text("2")
+    site.configure("[push]\nslots = 2\n")
+    pushes = []
+    try:
+        for _ in range(2):
+            pushes.append(SlotAsker(site.state / "slots"))
+            pushes[-1].holds()
+        pushes.append(SlotAsker(site.state / "slots"))
+        pushes[-1].waits()
+        one, two, three = (push.pid for push in pushes)
+        done = site.batch("locks")
+        assert done.stdout.splitlines()[-1] == (
+            "locks: nobody holds a path, nobody waits; 2 of 2 slots in use, 1 waiting"
+        )
+        asker().holds("world")
+        done = site.batch("locks")
+        _, *rows, summary = done.stdout.splitlines()
+        assert (done.returncode, done.stderr) == (0, "")
+        assert summary == "locks: 1 holding, 0 waiting; 2 of 2 slots in use, 1 waiting"
+        assert [row.split()[0] for row in rows] == ["holds", "holds", "holds", "waits"]
+        assert [row.endswith("(a slot)") for row in rows] == [False, True, True, True]
+        assert f"  pid {one} or pid {two}  " in rows[-1]
+        paths, first, _, last = json.loads(site.batch("locks", "-json").stdout)
+        assert [shape["what"] for shape in (paths, first, last)] == ["paths", "slot", "slot"]
+        assert (first["state"], first["pid"], first["waits_for"]) == ("holds", one, [])
+        assert first["since"] <= first["held_since"] <= time.time()
+        assert (last["state"], last["pid"], last["waits_for"], last["held_since"]) == ("waits", three, [1, 2], None)
+    finally:
+        for push in pushes:
+            push.dies()
+            push.process.communicate()
 
 
 def test_looking_takes_nothing_and_disturbs_nobody(site: Site, asker: Callable[[], Asker]) -> None:

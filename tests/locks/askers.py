@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that ask for path locks, told what to do over a pipe."""
+"""Processes that ask for path locks or slots, told what to do over a pipe."""
 
 import json
 import subprocess
@@ -28,6 +28,9 @@ if len(sys.argv) > 3:
 def tell(line):
     print(line, flush=True)
 
+def asked(paths, timeout_s):
+    return pathlocks.hold(paths, timeout_s, directory=sys.argv[2], say=tell)
+
 held = []
 for line in sys.stdin:
     order = json.loads(line)
@@ -37,9 +40,7 @@ for line in sys.stdin:
         continue
     stack = contextlib.ExitStack()
     try:
-        stack.enter_context(
-            pathlocks.hold(order["paths"], order["timeout_s"], directory=sys.argv[2], say=tell)
-        )
+        stack.enter_context(asked(order["paths"], order["timeout_s"]))
         held.append(stack)
         tell("held")
     except InfoclusterError as error:
@@ -48,13 +49,31 @@ while held:
     held.pop().close()
 """
 
+# There are as many slots as the file beside their directory says.
+SLOTS_CODE = CODE.replace("pathlocks", "slots").replace(
+    """    return slots.hold(paths, timeout_s, directory=sys.argv[2], say=tell)
+""",
+    """
+    def limit():
+        with open(sys.argv[2] + ".limit") as file:
+            text = file.read()
+        if not text.isdecimal():
+            raise InfoclusterError("cannot read the settings")
+        return int(text)
+
+    return slots.hold(limit, directory=sys.argv[2], say=tell, timeout_s=timeout_s)
+""",
+)
+
 
 class Asker:
     """One process; what it says is read line by line, so that a test waits for what happens, not for a time."""
 
+    code = CODE
+
     def __init__(self, directory: Path, *user_and_group: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-c", CODE, LIB, str(directory), *map(str, user_and_group)],
+            [sys.executable, "-I", "-c", self.code, LIB, str(directory), *map(str, user_and_group)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -101,3 +120,9 @@ class Asker:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
+
+
+class SlotAsker(Asker):
+    """One process that asks for slots, without paths."""
+
+    code = SLOTS_CODE

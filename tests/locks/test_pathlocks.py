@@ -373,7 +373,7 @@ def test_newcomers_wait_for_the_mutex_and_are_told_who_has_it(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tried(directory, "world")
-    monkeypatch.setattr(pathlocks, "MUTEX_S", 0.05)
+    monkeypatch.setattr("infocluster.locks.tickets.MUTEX_S", 0.05)
     command = ["flock", str(directory), "sh", "-c", "echo held; cat >/dev/null"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
