@@ -90,11 +90,12 @@ SECTIONS = {
     "publish": "Results of batch jobs on their way into the production tree.",
     "push": "The production tree on its way to the servers.",
     "mail": "Letters: batch/mail-report and the notices of the other programs.",
+    "push_hosts": "Hosts that get what is pushed first and then push it on, each to a share of the servers.",
     "groups": "Names for sets of servers. Repeat the section for each.",
     "servers": "One section a server, or a set of equal ones. Repeat it for each.",
 }
 
-REPEATED = frozenset({"groups", "servers"})
+REPEATED = frozenset({"push_hosts", "groups", "servers"})
 
 # A setting's type, default and reason stand together.
 # fmt: off
@@ -188,6 +189,10 @@ TABLE = (
         "push", "ssh_keep_s", _seconds(0, 86400), 600,
         "Seconds a connection to a server is kept open for the next push; 0 opens a new one each time.",
     ),
+    Setting(
+        "push", "push_host_command", TEXT, "",
+        "The program wwwpush on the push hosts; by default called as here. An ssh key of theirs may allow no other.",
+    ),
     Setting("push", "rsync", DIRECTORY, "/usr/bin/rsync", "The program behind transport = \"ssh\" and \"daemon\"."),
     Setting("push", "rdist", DIRECTORY, "/usr/bin/rdist", "The program behind transport = \"rdist\"."),
     Setting(
@@ -200,6 +205,16 @@ TABLE = (
     Setting("mail", "sendmail", DIRECTORY, "/usr/sbin/sendmail", "The program for transport = \"sendmail\"."),
     Setting("mail", "from", TEXT, "www-mgmt@localhost", "Who the letters are from."),
     Setting("mail", "to", TEXTS, ["www-mgmt@localhost"], "Who gets the night's report."),
+    Setting(
+        "push_hosts", "name", TEXT, None,
+        "The host name of a push host, or several as a node set: \"push[1-2].example.edu\". Required.",
+    ),
+    Setting(
+        "push_hosts", "directory", TEXT, "",
+        "The production tree's directory there, its own PRODUCTION_DIR; by default called as here.",
+    ),
+    Setting("push_hosts", "user", TEXT, "", "Who to be there, by ssh; by default who runs the push."),
+    Setting("push_hosts", "port", _whole(0, 65535), 0, "Port of its sshd; 0 means the usual one."),
     Setting("groups", "name", NAME, None, "What the group is called: @NAME in servers.name. Required."),
     Setting("groups", "nodes", TEXT, None, "Its servers, as a node set such as \"web[1-8],ftp1\". Required."),
     Setting(
