@@ -10,7 +10,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -21,6 +21,8 @@ OUTPUT_LIMIT_BYTES = 1 << 20
 # How often a program that runs is asked whether it is still wanted.
 LOOK_S = 0.1
 CHUNK_BYTES = 1 << 16
+# Seconds to wait for the rest of what a program says on its standard error.
+ERRORS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class Conversation:
         self._untold = bytearray()
         self._unheard = bytearray()
         self._searched = 0
+        self._was_last = False
         self._errors = bytearray()
         self._select = selectors.DefaultSelector()
         self._input = self._fd(self._process.stdin)
@@ -149,10 +152,11 @@ class Conversation:
         """What it said on its standard error so far."""
         return self._errors.decode("utf-8", "replace").strip()
 
-    def tell(self, content: bytes) -> None:
-        """Give it something to read; it is sent while `heard` waits."""
+    def tell(self, content: bytes, is_last: bool = False) -> None:
+        """Give it something to read; it is sent while `heard` waits. The end of its input follows what is last."""
         if not self._process.stdin or self._process.stdin.closed:
             return
+        self._was_last = is_last
         if content and not self._untold:
             self._select.register(self._input, selectors.EVENT_WRITE)
         self._untold += content
@@ -186,6 +190,7 @@ class Conversation:
             if self._searched > self._limit_bytes:
                 raise UnavailableError(f"it said a line of over {self._limit_bytes} bytes")
             if self._output not in self._select.get_map():
+                self._hear_errors()
                 raise UnavailableError("it ended")
             ready = self._select.select(max(0.0, end - time.monotonic()))
             for key, _ in ready:
@@ -207,6 +212,13 @@ class Conversation:
         self._select.close()
         return status
 
+    def _hear_errors(self) -> None:
+        """Read its standard error to the end; something that it left running may have that open still."""
+        self.hang_up()
+        while self._select.get_map() and (ready := self._select.select(ERRORS_S)):
+            for key, _ in ready:
+                self._move(key)
+
     def _move(self, key: selectors.SelectorKey) -> None:
         """Move what can be moved now between the program and us."""
         if key.fd == self._input:
@@ -219,6 +231,8 @@ class Conversation:
                 return
             if not self._untold:
                 self._select.unregister(key.fd)
+                if self._was_last:
+                    self.hang_up()
             return
         chunk = os.read(key.fd, CHUNK_BYTES)
         if not chunk:
