@@ -76,12 +76,13 @@ class Cluster:
         os.utime(file, (1, 1))
         return file
 
-    def actions(self, *paths, show=False, atomic=False, leave=None, user="", timeout_s=60):
+    def actions(self, *paths, show=False, atomic=False, leave=None, user="", timeout_s=60, keep=False):
         name = str(self.skel) if self.skel.exists() else ""
         skeleton = Skeleton.read(name, self.conf) if name else Skeleton.none(self.conf)
         listing = trees.scan(str(self.master), paths, lambda *item: skeleton.leave(*item) or (leave and leave(*item)))
         server = Server("web1", "web", "rdist", self.destination, user, 0, name)
         order = Order(self.conf, list(paths), show, atomic, time.monotonic() + timeout_s, threading.Event())
+        order.keep = keep
         return rdist.push(server, listing, order)
 
     def push(self, *paths, **how):
@@ -352,6 +353,14 @@ def test_time_that_is_over_ends_it(simple):
     with pytest.raises(UnavailableError, match="not done after"):
         simple.push("world/a", timeout_s=0.5)
     assert os.listdir(simple.state / "distfiles") == []
+
+
+def test_distfile_is_kept_where_that_is_asked(simple):
+    simple.write("world/a")
+    list(simple.actions("world/a", keep=True))
+    [name] = os.listdir(simple.state / "distfiles")
+    assert name.startswith("web1-") and name.endswith(".dist")
+    assert f"send: {simple.master}/world/a -> ${{HOSTS}}" in (simple.state / "distfiles" / name).read_text()
 
 
 def test_switching_over_in_one_step_is_refused(simple):

@@ -152,7 +152,7 @@ class _Push:
         finally:
             for name in made:
                 with suppress(FileNotFoundError):
-                    if not (name.endswith(".dist") and getattr(self.order, "keep", False)):
+                    if not (self.order.keep and name.endswith(".dist")):
                         os.unlink(name)
 
     def run(self, distfile: str, transport: str, label: str) -> Iterator[Action]:
