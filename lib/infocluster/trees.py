@@ -22,7 +22,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 from infocluster import files
@@ -36,6 +36,7 @@ Entry = tuple[int, int, int, str]
 Leave = Callable[[str, str, int], str | None]
 
 ABSENT = -1
+SPECIAL = "neither file, directory nor symbolic link"
 DEPTH_LIMIT = 256
 CHUNK_BYTES = 1 << 20
 WHOLE_SECOND_NS = 1_000_000_000
@@ -48,11 +49,18 @@ _OPEN_TARGET = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEX
 _HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
+class Emptied(str):
+    """A reason to keep a directory, but not what is in it: that is asked for one by one."""
+
+    __slots__ = ()
+
+
 class Action(NamedTuple):
     """One thing that was done, or that would be done where nothing is to be changed.
 
     ``verb`` is "install", "update" or "remove"; "fail" when it could not be done, and "keep" when something was
-    not removed because something else had failed; ``reason`` then says why. ``size`` is in bytes, files only.
+    not removed because it is to be kept, or because something else had failed; ``reason`` then says why. ``size``
+    is in bytes, files only.
     """
 
     verb: str
@@ -89,9 +97,10 @@ class Listing:
         left: ``(path, why)`` of everything that is neither copied nor removed, in the order of the walk.
         count: files and links listed.
         size_bytes: bytes in them.
+        worked_out: what a reader of it worked out once for all that need it.
     """
 
-    __slots__ = ("count", "left", "size_bytes", "source", "top")
+    __slots__ = ("count", "left", "size_bytes", "source", "top", "worked_out")
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -99,6 +108,7 @@ class Listing:
         self.left: list[tuple[str, str]] = []
         self.count = 0
         self.size_bytes = 0
+        self.worked_out: object = None
 
 
 def outermost(paths: Iterable[str]) -> list[str]:
@@ -193,7 +203,9 @@ def scan(source: str, paths: Iterable[str] | None = None, leave: Leave | None = 
     return scanner.listing
 
 
-def mirror(listing: Listing, destination: str, show: bool = False, durable: bool = False) -> Iterator[Action]:
+def mirror(
+    listing: Listing, destination: str, show: bool = False, durable: bool = False, keep: Leave | None = None
+) -> Iterator[Action]:
     """Make a destination the same as a listing and yield each `Action` when it is done.
 
     A thing that fails is yielded as "fail" and the rest goes on, but then nothing is removed any more ("keep"):
@@ -205,6 +217,9 @@ def mirror(listing: Listing, destination: str, show: bool = False, durable: bool
         destination: a directory that exists.
         show: whether to change nothing and only say what would be done.
         durable: whether each file is on the disk before it gets its name, and names before the end.
+        keep: asked for everything that would be removed, a directory before what is in it; where it gives a
+            reason, that stays, and so does a directory that holds it (`Emptied`: the directory alone). A directory
+            that holds what is kept does not make way for a file.
 
     Raises:
         UnavailableError: a root cannot be opened, or nothing more can be written (a full or failing disk).
@@ -219,7 +234,7 @@ def mirror(listing: Listing, destination: str, show: bool = False, durable: bool
             destination_fd = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise UnavailableError(f"cannot open {destination}: {reason(error)}") from error
-        work = _Mirror(source_fd, destination_fd, destination, show, durable)
+        work = _Mirror(source_fd, destination_fd, destination, show, durable, keep)
         yield from work.fill(destination_fd, listing.top, "")
         yield from work.remove_gone()
     except OSError as error:
@@ -320,7 +335,7 @@ class _Scanner:
             elif stat.S_ISLNK(mode):
                 node.entries[name] = (stat.S_IFLNK, 0, 0, os.readlink(name, dir_fd=fd))
             else:
-                self.leave_alone(node, here, name, "neither file, directory nor symbolic link")
+                self.leave_alone(node, here, name, SPECIAL)
                 return
             self.listing.count += 1
         except OSError as error:
@@ -343,12 +358,15 @@ class _Scanner:
 class _Mirror:
     """One destination on its way to being the same as a listing."""
 
-    def __init__(self, source: int, destination: int, root: str, show: bool, durable: bool) -> None:
+    def __init__(
+        self, source: int, destination: int, root: str, show: bool, durable: bool, keep: Leave | None
+    ) -> None:
         self.source = source
         self.destination = destination
         self.root = root
         self.show = show
         self.durable = durable
+        self.keep = keep
         self.failed = False
         self.gone: list[tuple[str, list[str]]] = []
 
@@ -376,6 +394,12 @@ class _Mirror:
             gone = found.keys() - wanted.entries.keys() - wanted.directories.keys() - wanted.left
         else:
             gone = found.keys() & wanted.absent
+        if gone and self.keep is not None:
+            for name in sorted(gone):
+                why = self.keep(path, name, found[name][0])
+                if why is not None and not isinstance(why, Emptied):
+                    gone.discard(name)
+                    yield Action("keep", join(path, name), stat.S_ISDIR(found[name][0]), 0, why)
         if gone:
             self.gone.append((path, sorted(gone)))
         for name in sorted(wanted.directories):
@@ -429,6 +453,8 @@ class _Mirror:
         """Put one file or link in place, over whatever has its name."""
         action = Action("update" if old else "install", path, False, new[1])
         try:
+            if old is not None and stat.S_ISDIR(old[0]) and (kept := self.kept_in(there, name, path, old[0], 0)):
+                raise RefusedError(f"the directory in its place holds {printable(kept)}, which is kept")
             # A directory that has to make way goes aside first, and is removed when its successor stands.
             aside = files.temporary_name(name) if old is not None and stat.S_ISDIR(old[0]) else None
             if not self.show and (old is None or old[1:] != new[1:] or not _chmod(there, name, new)):
@@ -436,7 +462,7 @@ class _Mirror:
             yield action
             if aside is not None:
                 yield from self.try_to_remove(there, name if self.show else aside, path, below_only=True)
-        except OSError as error:
+        except (OSError, RefusedError) as error:
             yield self.fault(path, error)
 
     def enter(self, there: int, name: str, old: Entry | None, wanted: Directory, path: str) -> Iterator[Action]:
@@ -500,11 +526,16 @@ class _Mirror:
         except OSError as error:
             yield self.fault(path, error)
 
-    def remove(self, there: int, name: str, path: str, below_only: bool, depth: int) -> Iterator[Action]:
+    def remove(self, there: int, name: str, path: str, below_only: bool, depth: int) -> Generator[Action, None, bool]:
+        """Remove something and return whether it is gone."""
         status = _status(there, name)
         if status is None:
-            return
+            return True
         is_directory = stat.S_ISDIR(status.st_mode)
+        why = None if below_only else self.why_kept(name, path, status.st_mode)
+        if why is not None and not isinstance(why, Emptied):
+            yield Action("keep", path, is_directory, 0, why)
+            return False
         if is_directory:
             if depth > 2 * DEPTH_LIMIT:
                 raise OSError(errno.ENAMETOOLONG, "nested too deep")
@@ -513,15 +544,44 @@ class _Mirror:
                 if not self.show and status.st_mode & 0o700 != 0o700:
                     os.fchmod(below, 0o700)
                 for inner in sorted(os.listdir(below)):
-                    yield from self.remove(below, inner, join(path, inner), False, depth + 1)
+                    if not (yield from self.remove(below, inner, join(path, inner), False, depth + 1)):
+                        why = why or "what it holds is kept"
             finally:
                 os.close(below)
+            if why is not None:
+                yield Action("keep", path, True, 0, why)
+                return False
             if not self.show:
                 os.rmdir(name, dir_fd=there)
         elif not self.show:
             os.unlink(name, dir_fd=there)
         if not below_only:
             yield Action("remove", path, is_directory)
+        return True
+
+    def why_kept(self, name: str, path: str, mode: int) -> str | None:
+        """Return why something is to be kept, or None; unfinished writes never are."""
+        if self.keep is None or files.is_temporary(name):
+            return None
+        return self.keep(path.rpartition("/")[0], name, mode)
+
+    def kept_in(self, there: int, name: str, path: str, mode: int, depth: int) -> str | None:
+        """Return what is to be kept of something that would be removed, as its path, or None."""
+        if self.why_kept(name, path, mode) is not None:
+            return path
+        if self.keep is None or not stat.S_ISDIR(mode) or depth > 2 * DEPTH_LIMIT:
+            return None
+        below = os.open(name, _OPEN_DIRECTORY, dir_fd=there)
+        try:
+            for inner in sorted(os.listdir(below)):
+                status = _status(below, inner)
+                if status is not None and (
+                    kept := self.kept_in(below, inner, join(path, inner), status.st_mode, depth + 1)
+                ):
+                    return kept
+        finally:
+            os.close(below)
+        return None
 
     def fault(self, path: str, error: Exception) -> Action:
         why = reason(error) if isinstance(error, OSError) else str(error)
@@ -597,6 +657,8 @@ def _chmod(there: int, name: str, new: Entry) -> bool:
             return False
         os.fchmod(fd, new[0] & 0o777)
         return True
+    except PermissionError:  # another user's file: a copy is ours
+        return False
     finally:
         os.close(fd)
 

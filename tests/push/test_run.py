@@ -234,7 +234,7 @@ def test_record_has_what_was_done(site):
     write(site, "world/a/page", "four")
     write(site, "world/secret", mode=0o600)
     push = Push(site, "world/secret", "world/a")
-    [file] = (site.state / "pushes").iterdir()
+    [file] = (site.state / "pushes").glob("2*.json")
     record = json.loads(file.read_text())
     assert record == push.record
     assert record["paths"] == ["world/a", "world/secret"]
@@ -258,7 +258,7 @@ def test_only_the_newest_records_are_kept(site, monkeypatch):
     write(site, "world/a")
     for _ in range(4):
         last = Push(site, "world/a").record
-    kept = [json.loads(file.read_text()) for file in (site.state / "pushes").iterdir()]
+    kept = [json.loads(file.read_text()) for file in (site.state / "pushes").glob("2*.json")]
     assert len(kept) == 2
     assert last in kept
 

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Delivery: batch/wwwpush and batch/ftppush, from their arguments to a push and what is told of it.
 
-A push completes what publishes left undone in its paths before it reads them; as rooms of one floor do not know
-each other, the two are brought together here.
+A push completes what publishes left undone in its paths before it reads them, and its skeletons may ask for letters;
+as rooms of one floor do not know each other, they are brought together here.
 """
 
 import json
 import math
+import os
 import sys
+import time
 from functools import partial
 
 from infocluster.cron.command import Run
-from infocluster.errors import UsageError
+from infocluster.errors import InfoclusterError, UsageError
 from infocluster.locks import pathlocks
 from infocluster.names import shown
 from infocluster.publish import place
@@ -21,41 +23,143 @@ from infocluster.push.record import Record
 
 # The name a program is called by picks its family of servers.
 KINDS = {"wwwpush": "web", "ftppush": "ftp"}
+# What takes the place of an ordinary push; two of these do not go together.
+INSTEAD = ("status", "verify", "relay", "serve", "via")
+# What goes with each of them.
+WITH = {
+    "status": {"json"},
+    "verify": {"all", "on", "json", "path", "timeout"},
+    "relay": set[str](),
+    "serve": {"all"},
+    "via": {"path"},
+}
 
 
 def push(run: Run) -> str:
-    """Push what the arguments name, and return the summary.
+    """Do what the arguments ask for, and return the summary.
 
     Raises:
         UsageError: the arguments do not go together.
         InfoclusterError: as `pushing.push`.
     """
-    arguments = run.arguments
     kind = KINDS.get(run.program)
     if kind is None:
         raise UsageError(f"cannot push as {shown(run.program)}: expected to be called {' or '.join(KINDS)}")
-    paths = arguments["path"]
+    given_paths = run.arguments["path"]
+    paths = given_paths if isinstance(given_paths, list) else []
+    asked = [name for name in INSTEAD if run.arguments[name]]
+    for name in asked:
+        given = {other for other, value in run.arguments.items() if value} - WITH[name] - {name}
+        if given:
+            raise UsageError(f"cannot push: -{name} does not go with {', '.join('-' + other for other in given)}")
+    if asked == ["status"]:
+        return _status(run, kind)
+    if asked == ["verify"]:
+        return _verify(run, kind, paths)
+    if asked == ["relay"]:
+        return _relay(run)
+    if asked == ["via"]:
+        return _via(run, paths)
+    everything = bool(run.arguments["all"])
+    if asked == ["serve"]:
+        from infocluster.push import serve
+
+        paths = serve.read_paths(sys.stdin.buffer, os.environ, everything)
+    if run.arguments["retry"] and (paths or everything or run.arguments["quick"]):
+        raise UsageError("cannot push: -retry sends what servers lack; name no path, and neither -all nor -quick")
+    return _push(run, kind, paths, everything)
+
+
+def _push(run: Run, kind: str, paths: list[str], everything: bool) -> str:
+    arguments = run.arguments
     request = Request(
         run.program,
         kind,
-        paths if isinstance(paths, list) else [],
-        everything=bool(arguments["all"]),
+        paths,
+        everything=everything,
         show=bool(arguments["show"]),
         timeout_s=_seconds(arguments["timeout"]),
+        atomic=bool(arguments["atomic"]),
+        on=str(arguments["on"] or ""),
+        retry=bool(arguments["retry"]),
+        quick=bool(arguments["quick"]),
+        keep=bool(arguments["keep"]),
     )
     # With -json the record alone is on the standard output; with -quiet, nothing.
     say = _aside if arguments["json"] else _nothing if arguments["quiet"] else run.say
     finish = partial(place.finish, conf=run.settings, say=say)
     record = pushing.push(request, run.settings, finish, say, run.fault, run.progress)
+    if record["notify"] and not request.show:
+        _notify(run, record)
     if arguments["json"]:
         run.say(json.dumps(record))
     return "" if arguments["json"] or arguments["quiet"] else _summary(record)
+
+
+def _notify(run: Run, record: Record) -> None:
+    """Send the letters that skeletons ask for; one that cannot leave now waits."""
+    from infocluster import letters
+
+    site, mail = run.settings["site"], run.settings["mail"]
+    try:
+        for notice in record["notify"]:
+            lines = [f"{record['user']} pushed {pathlocks.listed(record['paths'])} with {record['program']}.", ""]
+            for change in notice["changes"]:
+                for verb in ("install", "update", "remove"):
+                    lines += [f"{change['servers']}: {verb} {path}" for path in change[verb]]
+            subject = f"{site['name']}: {record['program']} {pathlocks.listed(record['paths'])}"
+            letter = letters.compose(mail["from"], notice["to"], subject[:200], "\n".join(lines) + "\n")
+            letters.queue(site["state_dir"], letter)
+        letters.deliver(site["state_dir"], mail)
+    except InfoclusterError as error:
+        run.fault(str(error))
+
+
+def _status(run: Run, kind: str) -> str:
+    from infocluster.push import servers, status
+
+    state_dir, every = run.settings["site"]["state_dir"], servers.of_kind(run.settings, kind)
+    if run.arguments["json"]:
+        run.say(json.dumps(status.record(state_dir, kind, every, run.fault)))
+        return ""
+    for line in status.status(state_dir, kind, every, time.time(), run.fault):
+        run.say(line)
+    return ""
+
+
+def _verify(run: Run, kind: str, paths: list[str]) -> str:
+    from infocluster.push import verify
+
+    everything, on = bool(run.arguments["all"]), str(run.arguments["on"] or "")
+    timeout_s = _seconds(run.arguments["timeout"])
+    request = Request(run.program, kind, paths, everything=everything, on=on, timeout_s=timeout_s)
+    say = _aside if run.arguments["json"] else run.say
+    found = verify.all_servers(request, run.settings, say, run.fault)
+    if run.arguments["json"]:
+        run.say(json.dumps(verify.as_record(found)))
+        return ""
+    drifted = sum(not one.is_same for one in found)
+    return f"{len(found)} servers compared by content, {drifted} of them drifted"
+
+
+def _relay(run: Run) -> str:
+    from infocluster.push import relay
+
+    sys.exit(relay.serve(sys.stdin.buffer, sys.stdout.buffer, run.settings))
+
+
+def _via(run: Run, paths: list[str]) -> str:
+    from infocluster.push import serve
+
+    sys.exit(serve.ask(str(run.arguments["via"]), paths, run.settings, run.say, run.fault))
 
 
 def _summary(record: Record) -> str:
     done = sum(server["ok"] for server in record["servers"])
     verb = "compared" if record["show"] else "pushed"
     servers = len(record["servers"])
+    if not servers:
+        return "no server lacks anything"
     count = f"{done} of {servers}" if done < servers else str(servers)
     what = pathlocks.listed(record["paths"])
     return f"{verb} {what} on {count} {'server' if servers == 1 else 'servers'} in {record['duration_s']:.2f} s"

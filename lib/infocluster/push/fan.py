@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infocluster import trees
 from infocluster.config import Settings
@@ -34,6 +34,7 @@ def out(
     atomic: bool = False,
     advance: Callable[[int], None] | None = None,
     done: Callable[[Job, Outcome], None] | None = None,
+    keep: bool = False,
 ) -> list[Outcome]:
     """Serve all servers, so many at once, and return how it went, in the order of the jobs.
 
@@ -44,14 +45,16 @@ def out(
         atomic: see `Order`.
         advance: called with 1 when a server is done.
         done: called with each outcome as soon as there is one, one at a time.
+        keep: see `Order`.
 
     Raises:
         BaseException: what interrupts it, such as a signal; each server has by then ended behind what it was at.
     """
     stopped = threading.Event()
+    order = Order(settings, [], show, atomic, 0.0, stopped, keep)
     alike: dict[tuple[trees.Action, ...], list[trees.Action]] = {}
     with ThreadPoolExecutor(max(1, min(settings["push"]["parallel"], len(jobs))), "server") as pool:
-        futures = {pool.submit(_serve, job, settings, show, atomic, stopped): job for job in jobs}
+        futures = {pool.submit(_serve, job, order): job for job in jobs}
         outcomes: dict[str, Outcome] = {}
         try:
             for future in as_completed(futures):
@@ -71,15 +74,15 @@ def out(
     return [outcomes[job.server.name] for job in jobs]
 
 
-def _serve(job: Job, settings: Settings, show: bool, atomic: bool, stopped: threading.Event) -> Outcome:
-    push = settings["push"]
+def _serve(job: Job, common: Order) -> Outcome:
+    push = common.settings["push"]
     began = time.monotonic()
-    order = Order(settings, job.paths, show, atomic, began + push["server_timeout_s"], stopped)
+    order = replace(common, paths=job.paths, end=began + push["server_timeout_s"])
     pause_s = push["retry_pause_s"]
     for tried in range(push["retries"] + 1):
         outcome = transport.send(job.server, job.listing, order)
         last = tried == push["retries"] or time.monotonic() + pause_s >= order.end
-        if not outcome.was_unreachable or last or stopped.wait(pause_s):
+        if not outcome.was_unreachable or last or order.stopped.wait(pause_s):
             break
         pause_s *= 2
     if outcome.was_unreachable and tried:

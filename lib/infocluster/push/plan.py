@@ -105,3 +105,10 @@ def _tree(production_dir: str, tree: str) -> tuple[bool, bool]:
         return os.path.islink(path), os.path.islink(path)
     except OSError as error:
         raise UnavailableError(f"cannot read {names.printable(path)}: {reason(error)}") from error
+
+
+def common(some: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return the tree paths that are at or below a path of both, none below another."""
+    found = [one for one in some for other in others if f"{one}/".startswith(f"{other}/")]
+    found += [other for other in others for one in some if f"{other}/".startswith(f"{one}/")]
+    return trees.outermost(found)

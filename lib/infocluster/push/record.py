@@ -123,7 +123,7 @@ def keep(record: Record, directory: str) -> None:
     files.replace(
         f"{directory}/{start}-{record['pid']}.json", json.dumps(record).encode() + b"\n", RECORD_MODE, False
     )
-    kept = sorted(name for name in os.listdir(directory) if name.endswith(".json"))
+    kept = sorted(name for name in os.listdir(directory) if name[:1].isdecimal() and name.endswith(".json"))
     for name in kept[:-RECORDS_KEPT]:
         with suppress(FileNotFoundError):
             os.unlink(f"{directory}/{name}")

@@ -6,19 +6,43 @@ Source: documentation of wwwpush; rdist(1); ClusterShell's node sets.
 
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 
-from infocluster import names, trees
+from infocluster import config, names, settings, trees
 from infocluster.config import Settings
-from infocluster.errors import reason
-from infocluster.locks import pathlocks
-from infocluster.push import fan, plan, record, servers
+from infocluster.errors import InfoclusterError, reason
+from infocluster.locks import pathlocks, slots
+from infocluster.push import fan, ledger, manifest, plan, record, servers, shares, specials
+from infocluster.push.fan import Job
 from infocluster.push.plan import Request, Say
 from infocluster.push.record import Record
+from infocluster.push.servers import Server
+from infocluster.push.skeleton import LeftOut, Skeleton, located
+from infocluster.push.transport import Order, Outcome
 
 Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Servers with one skeleton, and what a push is for them.
+
+    Attributes:
+        skeleton: what it says.
+        servers: who has it.
+        paths: the paths of the push that it does not leave out.
+        listing: what is at them.
+    """
+
+    skeleton: Skeleton
+    servers: list[Server]
+    paths: list[str]
+    listing: trees.Listing
 
 
 def push(
@@ -45,12 +69,13 @@ def push(
     Raises:
         UsageError: no path, one that is none, or a whole tree without being asked for everything.
         RefusedError: a path leads through a symbolic link, or its tree is not there or empty.
-        ConfigError: no server of this kind, or one whose destination is the production tree.
+        ConfigError: no server of this kind, one whose destination is the production tree, a skeleton that cannot be
+            read.
         UnavailableError: the locks were not free in time; the production tree cannot be read.
     """
-    targets = servers.of_kind(conf, request.kind)
-    if request.on:
-        targets = servers.chosen(targets, request.on, conf)
+    every = servers.of_kind(conf, request.kind)
+    targets = servers.chosen(every, request.on, conf) if request.on else every
+    skeletons = {name: _skeleton(name, conf) for name in {server.skeleton for server in targets}}
     started, began = time.time(), time.monotonic()
     faults: list[str] = []
 
@@ -58,20 +83,30 @@ def push(
         faults.append(line)
         fault(line)
 
-    production_dir = conf["site"]["production_dir"]
-    paths = plan.checked(request, production_dir, told)
+    state_dir, production_dir = conf["site"]["state_dir"], conf["site"]["production_dir"]
+    book = ledger.Ledger(state_dir, every, told)
+    lacking = book.lacking() if request.retry or request.quick else {}
+    if request.retry:
+        request, targets = _lacked(request, targets, lacking)
+    paths = plan.checked(request, production_dir, told) if targets else []
     with _held(paths, request, conf, say):
         waited_s = time.monotonic() - began
         if not request.show:
             finish(paths)
-        listing = trees.scan(production_dir, paths, _unreadable)
-        for path, why in listing.left:
-            told(f"cannot push {names.printable(path)}: {why}; the servers keep what they have")
-        jobs = [fan.Job(server, listing, paths) for server in targets]
-        with progress("pushing", len(jobs), "servers") as advance:
-            outcomes = fan.out(jobs, conf, request.show, request.atomic, advance)
+        kinds = list(_kinds(targets, skeletons, paths, conf, say, told))
+        jobs = [job for kind in kinds for job in _jobs(kind, request, lacking, conf, told)]
+        with _slot(request, conf, say), progress("pushing", len(jobs), "servers") as advance:
+            if not request.show:
+                for paths_now, alike in _by_paths(jobs).items():
+                    book.failed(alike, paths_now, time.time())  # until it is done: this push may be killed
+            outcomes = _sent([job for job in jobs if job.paths], request, conf, advance, say, told)
+            outcomes += [Outcome(job.server.name) for job in jobs if not job.paths]
+            if not request.show:
+                _run_specials(kinds, outcomes, conf)
+                _remember(kinds, jobs, outcomes, book, request, conf)
     for line, is_fault in record.result_lines(outcomes, request.show):
         (told if is_fault else say)(line)
+    left = {path: why for kind in kinds for path, why in kind.listing.left if not isinstance(why, LeftOut)}
     result: Record = {
         "format": record.FORMAT,
         "program": request.program,
@@ -84,22 +119,34 @@ def push(
         "paths": paths,
         "show": request.show,
         "ok": not faults,
-        "left": [{"path": path, "reason": why} for path, why in listing.left],
+        "left": [{"path": path, "reason": why} for path, why in left.items()],
         "servers": [record.of_server(outcome) for outcome in outcomes],
     }
-    if not request.show:
+    if not request.show and outcomes:
         try:
             kept = result | {"changes": record.changes(outcomes, record.CHANGES_LIMIT)}
-            record.keep(kept, conf["site"]["state_dir"] + "/pushes")
+            record.keep(kept, state_dir + "/pushes")
         except OSError as error:
             told(f"cannot write the record of this push: {reason(error)}")
             result["ok"] = False
-    return result | {"changes": record.changes(outcomes)}
+    return result | {"changes": record.changes(outcomes), "notify": _notices(kinds, outcomes)}
+
+
+def _skeleton(name: str, conf: Settings) -> Skeleton:
+    return Skeleton.read(located(name), conf) if name else Skeleton.none(conf)
+
+
+def _lacked(request: Request, targets: list[Server], lacking: dict[str, list[str]]) -> tuple[Request, list[Server]]:
+    """Return the request and the servers of a push of what servers lack, "" standing for everything."""
+    behind = [server for server in targets if lacking.get(server.name)]
+    paths = sorted({path for server in behind for path in lacking[server.name] if path})
+    everything = any(ledger.ALL in lacking[server.name] for server in behind)
+    return replace(request, paths=[] if everything else paths, everything=True), behind
 
 
 @contextmanager
 def _held(paths: list[str], request: Request, conf: Settings, say: Say) -> Iterator[None]:
-    if request.show:
+    if request.show or not paths:
         yield
         return
     timeout_s = conf["push"]["lock_timeout_s"] if request.timeout_s is None else request.timeout_s
@@ -107,9 +154,161 @@ def _held(paths: list[str], request: Request, conf: Settings, say: Say) -> Itera
         yield
 
 
-def _unreadable(_directory: str, _name: str, mode: int) -> str | None:
+def _kinds(
+    targets: list[Server], skeletons: dict[str, Skeleton], paths: list[str], conf: Settings, say: Say, told: Say
+) -> Iterator[Kind]:
+    """Read the tree once for each kind of server, without what its skeleton leaves out or nobody else may read."""
+    seen: set[str] = set()
+    for name, skeleton in skeletons.items():
+        alike = [server for server in targets if server.skeleton == name]
+        out = dict(skeleton.left_out(paths))
+        for path, excepted in out.items():
+            say(f"{servers.folded(server.name for server in alike)}: {names.printable(path)} is not sent: {excepted}")
+        mine = [path for path in paths if path not in out]
+        if not alike or not mine:
+            continue
+
+        def leave(directory: str, entry: str, mode: int, by: Skeleton = skeleton) -> str | None:
+            return by.leave(directory, entry, mode) or _unreadable(mode)
+
+        listing = trees.scan(conf["site"]["production_dir"], mine, leave)
+        skeleton.guard(listing)
+        for path, why in listing.left:
+            if not isinstance(why, LeftOut) and path not in seen:
+                seen.add(path)
+                told(f"cannot push {names.printable(path)}: {why}; the servers keep what they have")
+        yield Kind(skeleton, alike, mine, listing)
+
+
+def _unreadable(mode: int) -> str | None:
     """Return why something is not for everybody to read, or None. The permissions of a link mean nothing."""
     kind, needed = stat.S_IFMT(mode), 0o5 if stat.S_ISDIR(mode) else 0o4
     if kind == stat.S_IFLNK or mode & needed == needed:
         return None
     return f"others may not read it (mode {mode & 0o7777:04o})"
+
+
+def _jobs(kind: Kind, request: Request, lacking: dict[str, list[str]], conf: Settings, told: Say) -> Iterator[Job]:
+    """Yield what each server of a kind gets: everything, what changed since it had that, or what it lacks."""
+    if request.quick:
+        for share in manifest.plan(conf["site"]["state_dir"], kind.servers, kind.listing, kind.paths, lacking, told):
+            for server in share.servers:
+                yield Job(server, share.listing, share.paths)
+        return
+    for server in kind.servers:
+        wanted = kind.paths
+        if request.retry and ledger.ALL not in lacking[server.name]:
+            wanted = plan.common(kind.paths, lacking[server.name])
+        listing = kind.listing if wanted == kind.paths else manifest.part(kind.listing, wanted)
+        yield Job(server, listing, wanted)
+
+
+@contextmanager
+def _slot(request: Request, conf: Settings, say: Say) -> Iterator[None]:
+    if request.show:
+        yield
+        return
+    with slots.hold(_slot_count(conf), directory=conf["site"]["state_dir"] + "/slots", say=say):
+        yield
+
+
+def _slot_count(conf: Settings) -> Callable[[], int]:
+    """Return what tells how many slots there are now: the settings may change while pushes wait."""
+    file = config.settings_file()
+
+    def count() -> int:
+        return int(settings.read(file)["push"]["slots"])
+
+    first = [int(conf["push"]["slots"])]
+    return lambda: first.pop() if first else count()
+
+
+def _sent(
+    jobs: list[Job], request: Request, conf: Settings, advance: Callable[[int], None], say: Say, told: Say
+) -> list[Outcome]:
+    """Serve all servers, directly or over the push hosts."""
+    if not jobs:
+        return []
+    if conf["push_hosts"] and not request.show:
+        listings = {id(job.listing): job for job in jobs}
+        if len(listings) == 1:
+            return shares.fan_out(
+                jobs, jobs[0].listing, jobs[0].paths, conf, request.atomic, advance, say=say, fault=told
+            )
+        everything = trees.outermost(path for job in jobs for path in job.paths)
+        whole = trees.scan(conf["site"]["production_dir"], everything)
+        return shares.fan_out(jobs, whole, everything, conf, request.atomic, advance, say=say, fault=told)
+    return fan.out(jobs, conf, request.show, request.atomic, advance, keep=request.keep)
+
+
+def _run_specials(kinds: list[Kind], outcomes: list[Outcome], conf: Settings) -> None:
+    """Run what skeletons ask for on each server to which something was done; what fails there is its fault."""
+    by_name = {outcome.server: outcome for outcome in outcomes}
+    wanted = [
+        (server, kind)
+        for kind in kinds
+        if kind.skeleton.specials
+        for server in kind.servers
+        if server.name in by_name and by_name[server.name].changes
+    ]
+    if not wanted:
+        return
+
+    def run(item: tuple[Server, Kind]) -> None:
+        server, kind = item
+        outcome = by_name[server.name]
+        end = time.monotonic() + conf["push"]["server_timeout_s"]
+        order = Order(conf, kind.paths, False, False, end, threading.Event())
+        outcome.faults += specials.run(server, kind.skeleton, outcome.changes, order)
+
+    with ThreadPoolExecutor(min(conf["push"]["parallel"], len(wanted)), "special") as pool:
+        list(pool.map(run, wanted))
+
+
+def _by_paths(jobs: list[Job]) -> dict[tuple[str, ...], list[str]]:
+    """Return the names of the servers that get the same paths."""
+    result: dict[tuple[str, ...], list[str]] = {}
+    for job in jobs:
+        if job.paths:
+            result.setdefault(tuple(job.paths), []).append(job.server.name)
+    return result
+
+
+def _remember(
+    kinds: list[Kind],
+    jobs: list[Job],
+    outcomes: list[Outcome],
+    book: ledger.Ledger,
+    request: Request,
+    conf: Settings,
+) -> None:
+    """Keep what each server has now, and cross out what it does not lack any more."""
+    state_dir = conf["site"]["state_dir"]
+    complete = {outcome.server for outcome in outcomes if not outcome.faults}
+    paths_of = {job.server.name: job.paths for job in jobs}
+    try:
+        for kind in kinds:
+            # What a quick push did not send, a server had already.
+            whole = [
+                server
+                for server in kind.servers
+                if server.name in complete and (request.quick or paths_of[server.name] == kind.paths)
+            ]
+            manifest.remember(state_dir, whole, kind.listing, kind.paths, book.servers, book.report)
+            everything = request.everything and not request.paths and not request.retry
+            book.has([server.name for server in whole], [ledger.ALL] if everything else kind.paths, time.time())
+        for paths, alike in _by_paths(jobs).items():
+            book.has([name for name in alike if name in complete], paths, time.time())
+    except InfoclusterError as error:
+        book.report(str(error))
+
+
+def _notices(kinds: list[Kind], outcomes: list[Outcome]) -> list[Record]:
+    """Return who is to be told by letter what was done, as skeletons ask: addresses, servers, paths."""
+    by_name = {outcome.server: outcome for outcome in outcomes}
+    result = []
+    for kind in kinds:
+        done = [by_name[server.name] for server in kind.servers if server.name in by_name]
+        if kind.skeleton.notify and any(outcome.changes for outcome in done):
+            result.append({"to": kind.skeleton.notify, "changes": record.changes(done, record.CHANGES_LIMIT)})
+    return result

@@ -36,6 +36,7 @@ class Order:
         atomic: whether each pushed directory has to switch over in one step.
         end: when the time is over, as `time.monotonic` has it, s.
         stopped: set when the whole push is to end.
+        keep: whether a generated distfile is kept.
     """
 
     settings: Settings
@@ -44,6 +45,7 @@ class Order:
     atomic: bool
     end: float
     stopped: threading.Event
+    keep: bool = False
 
 
 @dataclass(slots=True)
@@ -66,7 +68,33 @@ def local(server: Server, listing: trees.Listing, order: Order) -> Iterator[tree
     return trees.mirror(listing, server.destination, show=order.show)
 
 
-TRANSPORTS: dict[str, Callable[[Server, trees.Listing, Order], Iterator[trees.Action]]] = {"local": local}
+def over_ssh(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
+    """Bring a listing to a server with rsync over ssh: see `rsync`."""
+    from infocluster.push import rsync
+
+    return rsync.over_ssh(server, listing, order)
+
+
+def daemon(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
+    """Bring a listing to a server's rsync daemon: see `rsync`."""
+    from infocluster.push import rsync
+
+    return rsync.daemon(server, listing, order)
+
+
+def by_rdist(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
+    """Have rdist bring a listing to a server: see `rdist`."""
+    from infocluster.push import rdist
+
+    return rdist.push(server, listing, order)
+
+
+TRANSPORTS: dict[str, Callable[[Server, trees.Listing, Order], Iterator[trees.Action]]] = {
+    "local": local,
+    "ssh": over_ssh,
+    "daemon": daemon,
+    "rdist": by_rdist,
+}
 
 
 def send(server: Server, listing: trees.Listing, order: Order) -> Outcome:

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server's tree lacks of a listing, found out by one question: the server lists itself, once.
+
+1. All of a listing is written as items, one for each file, link and directory, once for all servers.
+2. The server is asked with `script`, which find(1) answers in the same items. It hashes them in their order first:
+   where nothing differs, all that it sends back is one word.
+3. Otherwise it sends its items, and `difference` is what only one of the two has: what is to be put and removed.
+
+Shape: items end in a null byte; the paths in them are relative to the tree and begin with ``./``::
+
+    f644 8211 1763838251.2500000000 ./world/sample/a page.html     file: mode, bytes, mtime
+    l./world/old.html//https://www.example.edu/new.html            link: no path has two slashes
+    d755 ./world/sample                                            directory
+    o./world/pipe                                                  anything else
+    p./world                                                       a directory above a named path
+
+Source: find(1) of GNU findutils, sort(1), sha256sum(1).
+"""
+
+import hashlib
+import os
+import shlex
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from infocluster.trees import ABSENT, WHOLE_SECOND_NS, Action, Directory, Listing
+
+SAME = b"same"
+NO_DESTINATION = 97
+NO_FIND = 96
+_END = b"end"
+
+_BUILDING = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A listing as items, with what is asked about it."""
+
+    all: frozenset[bytes]
+    digest: str
+    above: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Difference:
+    """What is to be done on a server.
+
+    Attributes:
+        put: each file, link and directory to put in place.
+        removals: each thing to remove, what is in a directory before it.
+        outermost: the tree paths of these that no other of them, and nothing that is put, has below itself.
+    """
+
+    put: list[Action] = field(default_factory=list)
+    removals: list[Action] = field(default_factory=list)
+    outermost: list[str] = field(default_factory=list)
+
+
+def items(listing: Listing) -> Items:
+    """Return a listing as items; they are built once, whoever asks first."""
+    with _BUILDING:
+        if not isinstance(listing.worked_out, Items):
+            listing.worked_out = _items(listing)
+        return listing.worked_out
+
+
+def script(listing: Listing, paths: list[str], destination: str) -> bytes:
+    """Return what a POSIX shell on the server reads to compare a destination with a listing.
+
+    It exits with NO_DESTINATION where that is not there, with NO_FIND where find cannot print items.
+    """
+    wanted = items(listing)
+    named = _words(paths)
+    above = _words(wanted.above)
+    text = f"""
+LC_ALL=C; export LC_ALL
+cd {shlex.quote(destination)}/ 2>/dev/null || exit {NO_DESTINATION}
+test "$(find . -maxdepth 0 -printf x 2>/dev/null)" = x || exit {NO_FIND}
+above() {{
+    {f"find {above} -maxdepth 0 -type d -printf 'p%p{chr(92)}0' </dev/null 2>/dev/null" if above else ":"}
+}}
+items() {{
+    find {named} -type f -printf 'f%m %s %T@ %p\\0' -o -type d -printf 'd%m %p\\0' \
+-o -type l -printf 'l%p//%l\\0' -o -printf 'o%p\\0' </dev/null 2>/dev/null
+    printf end
+}}
+kept=$(mktemp 2>/dev/null) || {{ above; items; exit 0; }}
+trap 'rm -f "$kept"' 0 1 2 13 15
+items >"$kept"
+case $(sort -z "$kept" 2>/dev/null | sha256sum 2>/dev/null) in
+    {wanted.digest}*) printf same ;;
+    *) above; cat "$kept" ;;
+esac
+"""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def difference(listing: Listing, answer: bytes) -> Difference | None:
+    """Return what a server's answer lacks of a listing and has beyond it; None where the answer is not whole."""
+    if answer == SAME:
+        return Difference()
+    *lines, end = answer.split(b"\0")
+    if end != _END:
+        return None
+    wanted = items(listing)
+    theirs = frozenset(lines)
+    only_theirs = theirs - wanted.all
+    there = {_path(item): item for item in only_theirs}
+    result = Difference()
+    replaced = set()
+    put_paths = set()
+    for path, item in sorted((_path(item), item) for item in wanted.all - theirs):
+        put_paths.add(path)
+        old = there.get(path)
+        if old is not None:
+            if _is_same(old, item):
+                continue
+            if old[:1] == b"d" != item[:1]:
+                replaced.add(path)
+        size = int(item.split(b" ", 2)[1]) if item[:1] == b"f" else 0
+        verb = "install" if old is None else "update"
+        result.put.append(Action(verb, _text(path), item[:1] == b"d", size))
+    new = [Action("install", path[2:], True) for path in wanted.above if b"p" + os.fsencode(path) not in theirs]
+    if result.put:
+        result.put = sorted(new + result.put, key=lambda action: action.path)
+    gone = [path for path, item in there.items() if item[:1] != b"p" and path not in put_paths]
+    left = {os.fsencode("./" + path) for path, _ in listing.left}
+    if left:
+        gone = [path for path in gone if not any(above in left for above in _with_above(path))]
+    known = set(gone)
+    for path in sorted(gone):
+        if not any(above in known or above in replaced for above in _above(path)):
+            result.outermost.append(_text(path))
+    result.removals = [Action("remove", _text(path), there[path][:1] == b"d") for path in sorted(gone, reverse=True)]
+    return result
+
+
+def _items(listing: Listing) -> Items:
+    found = [text.encode("utf-8", "surrogateescape") for text in _texts(listing.top, "./")]
+    digest = hashlib.sha256(b"".join(item + b"\0" for item in sorted([*found, _END]))).hexdigest()
+    return Items(frozenset(found), digest, tuple(_partial(listing.top, "./")))
+
+
+def _texts(node: Directory, prefix: str) -> Iterator[str]:
+    for name, (mode, size, mtime_ns, text) in node.entries.items():
+        if text:
+            yield f"l{prefix}{name}//{text}"
+        else:
+            seconds, rest = divmod(mtime_ns, WHOLE_SECOND_NS)
+            yield f"f{mode & 0o777:o} {size} {seconds}.{rest:09d}0 {prefix}{name}"
+    for name, below in node.directories.items():
+        path = prefix + name
+        if below.whole:
+            yield f"d{below.mode & 0o777 | 0o700:o} {path}"
+        yield from _texts(below, path + "/")
+
+
+def _partial(node: Directory, prefix: str) -> Iterator[str]:
+    for name, below in node.directories.items():
+        if not below.whole and below.mode != ABSENT:
+            yield prefix + name
+            yield from _partial(below, prefix + name + "/")
+
+
+def _words(paths: tuple[str, ...] | list[str]) -> str:
+    return " ".join(shlex.quote(path if path.startswith("./") else "./" + path) for path in paths)
+
+
+def _path(item: bytes) -> bytes:
+    kind = item[:1]
+    if kind == b"f":
+        return item.split(b" ", 3)[3]
+    if kind == b"d":
+        return item.split(b" ", 1)[1]
+    return item[1:].partition(b"//")[0]
+
+
+def _is_same(old: bytes, new: bytes) -> bool:
+    """Tell whether a difference of two items is none: special bits of a directory, or times in whole seconds."""
+    if old[:1] != new[:1]:
+        return False
+    if new[:1] == b"d":
+        return int(old[1:].split(b" ", 1)[0], 8) & 0o777 == int(new[1:].split(b" ", 1)[0], 8)
+    if new[:1] == b"f":
+        mode, size, mtime, _ = old.split(b" ", 3)
+        new_mode, new_size, new_mtime, _ = new.split(b" ", 3)
+        seconds, _, rest = mtime.partition(b".")
+        return (
+            (mode, size) == (new_mode, new_size) and not rest.strip(b"0") and seconds == new_mtime.partition(b".")[0]
+        )
+    return False
+
+
+def _above(path: bytes) -> Iterator[bytes]:
+    while b"/" in path:
+        path = path.rpartition(b"/")[0]
+        yield path
+
+
+def _with_above(path: bytes) -> Iterator[bytes]:
+    yield path
+    yield from _above(path)
+
+
+def _text(path: bytes) -> str:
+    return os.fsdecode(path[2:])

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger: which server lacks which paths, since when.
+
+1. A push writes down, before it sends anything, that its servers lack its paths: were it killed, the ledger knows.
+2. What a server got completely is crossed out: the paths and all that lies below them; `ALL` crosses out everything.
+3. `lacking` is what a retry sends, to each server exactly that. A push of anything that covers it does as well.
+
+A server of which the ledger knows nothing lacks everything: it is new, or its transport or destination is another by
+now, or the file is lost or torn. What is told of a server that is not configured any more is forgotten.
+
+Shape: STATE_DIR/pushes/ledger.json, replaced whole and fsynced, under a lock on ``ledger.lock`` beside it; by family
+    and server, where its files go, and the Unix times since when it lacks what, ``""`` for everything::
+
+        {"format": "infocluster ledger 1",
+         "web": {"web1": {"where": "ssh:/srv/www", "lacks": {}},
+                 "web2": {"where": "ssh:/srv/www", "lacks": {"world/sample": 1763838251.25}}}}
+
+    No path lies below another one of its server. Of over a thousand paths, their trees are kept.
+
+A file that is torn or not ours is reported and counts as lost; the next push writes it anew.
+
+Source: documentation of wwwpush.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from infocluster import files, trees
+from infocluster.errors import UnavailableError, reason
+from infocluster.locks import lockfile
+from infocluster.push.servers import Server
+
+FORMAT = "infocluster ledger 1"
+ALL = ""
+PATHS_LIMIT = 1000
+FILE_MODE = 0o640
+LOCK_S = 60.0
+
+# By path, the Unix time since when it is lacked; None where nobody knows.
+Lacks = dict[str, float | None]
+
+
+class Ledger:
+    """What the servers of one family lack.
+
+    Args:
+        state_dir: the settings' state_dir.
+        servers: all servers of the family, also those that a push leaves out; what is told of others is forgotten.
+        report: gets a line for a file that cannot be used.
+    """
+
+    __slots__ = ("directory", "file", "report", "servers")
+
+    def __init__(self, state_dir: str, servers: Sequence[Server], report: Callable[[str], None]) -> None:
+        self.directory = f"{state_dir}/pushes"
+        self.file = f"{self.directory}/ledger.json"
+        self.servers = servers
+        self.report = report
+
+    def failed(self, servers: Iterable[str], paths: Sequence[str], now: float) -> None:
+        """Write down that servers lack paths: before these are sent, or when they could not be.
+
+        Args:
+            servers: their names.
+            paths: tree paths, or `ALL`.
+            now: Unix time. What was lacked before stays lacked since then.
+
+        Raises:
+            UnavailableError: it cannot be written, or the lock is not to be had.
+        """
+        self._update(servers, now, lambda lacks: _with(lacks, paths, now))
+
+    def has(self, servers: Iterable[str], paths: Sequence[str], now: float) -> None:
+        """Write down that servers got paths completely, with all that lies below them.
+
+        Args:
+            servers: their names.
+            paths: tree paths, or `ALL` for a push of all trees.
+            now: Unix time.
+
+        Raises:
+            UnavailableError: it cannot be written, or the lock is not to be had.
+        """
+        self._update(servers, now, lambda lacks: _without(lacks, paths))
+
+    def lacking(self) -> dict[str, list[str]]:
+        """Return the outermost paths that each server lacks, sorted; servers that lack nothing are left out."""
+        return {name: sorted(lacks) for name, lacks in self.lacks().items() if lacks}
+
+    def lacks(self) -> dict[str, Lacks]:
+        """Return what each server lacks since when, in the order of the settings; None where nobody knows.
+
+        Raises:
+            UnavailableError: the file cannot be read.
+        """
+        return self._lacks(self._read())
+
+    def _lacks(self, written: dict[str, Any]) -> dict[str, Lacks]:
+        result: dict[str, Lacks] = {}
+        for server in self.servers:
+            known = written.get(server.kind, {}).get(server.name)
+            is_known = known is not None and known["where"] == _where(server)
+            result[server.name] = known["lacks"] if is_known else {ALL: None}
+        return result
+
+    def _update(self, servers: Iterable[str], now: float, change: Callable[[Lacks], Lacks]) -> None:
+        chosen = set(servers)
+        try:
+            if not os.path.isdir(self.directory):
+                files.make_directories(self.directory, 0o750)
+            with lockfile.hold(f"{self.directory}/ledger.lock", timeout_s=LOCK_S):
+                written = self._read()
+                lacks = self._lacks(written)
+                shape: dict[str, Any] = {}
+                for server in self.servers:
+                    of_server = lacks[server.name]
+                    if server.name in chosen:
+                        of_server = change(of_server)
+                    # One that is seen for the first time is known from now on.
+                    since = {path: now if first is None else first for path, first in of_server.items()}
+                    shape.setdefault(server.kind, {})[server.name] = {"where": _where(server), "lacks": since}
+                changed = written | shape
+                if changed != written:
+                    content = json.dumps({"format": FORMAT} | changed).encode() + b"\n"
+                    files.replace(self.file, content, FILE_MODE)
+        except OSError as error:
+            raise UnavailableError(f"cannot write {self.file}: {reason(error)}") from error
+
+    def _read(self) -> dict[str, Any]:
+        """Return what the file says by family, each part of it in the form it has to have."""
+        try:
+            content = files.read(self.file)
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise UnavailableError(f"cannot read {self.file}: {reason(error)}") from error
+        try:
+            written = json.loads(content)
+            if written.pop("format") != FORMAT:
+                raise ValueError
+            return {kind: {name: _checked(one) for name, one in of.items()} for kind, of in written.items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            self.report(f"cannot use {self.file}: not a ledger of ours; every server counts as lacking everything")
+            return {}
+
+
+def _where(server: Server) -> str:
+    return f"{server.transport}:{server.destination}"
+
+
+def _checked(written: dict[str, Any]) -> dict[str, Any]:
+    lacks = {str(path): float(since) for path, since in written["lacks"].items()}
+    if not isinstance(written["where"], str):
+        raise ValueError
+    return {"where": written["where"], "lacks": lacks}
+
+
+def _with(lacks: Lacks, paths: Sequence[str], now: float) -> Lacks:
+    result = dict(lacks)
+    for path in paths:
+        if _is_covered(path, result):
+            continue
+        below = [other for other in result if _is_below(other, path)]
+        result[path] = min([now, *(since for other in below if (since := result.pop(other)) is not None)])
+    if len(result) > PATHS_LIMIT:
+        oldest: dict[str, float | None] = {}
+        for path, since in sorted(result.items(), key=lambda item: item[1] or 0):
+            oldest.setdefault(path.partition("/")[0], since)
+        return oldest
+    return result
+
+
+def _without(lacks: Lacks, paths: Sequence[str]) -> Lacks:
+    got = frozenset(paths)
+    return {path: since for path, since in lacks.items() if not _is_covered(path, got)}
+
+
+def _is_covered(path: str, by: Iterable[str]) -> bool:
+    """Tell whether a path or one above it is among others."""
+    if ALL in by or path in by:
+        return True
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        if path in by:
+            return True
+    return False
+
+
+def _is_below(path: str, above: str) -> bool:
+    return not above or path.startswith(above + "/")
+
+
+def standing(production_dir: str, paths: Iterable[str]) -> list[str]:
+    """Return paths as they can be pushed: where a parent is gone, or is a file or link by now, that parent.
+
+    Args:
+        production_dir: the production tree.
+        paths: tree paths that were directories' once.
+    """
+    return trees.outermost(_stands(production_dir, path) for path in paths)
+
+
+def _stands(production_dir: str, path: str) -> str:
+    done = ""
+    for name in path.split("/")[:-1]:
+        done = trees.join(done, name)
+        place = f"{production_dir}/{done}"
+        if os.path.islink(place) or not os.path.isdir(place):
+            return done
+    return path
