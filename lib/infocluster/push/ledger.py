@@ -2,7 +2,8 @@
 """The ledger: which server lacks which paths, since when.
 
 1. A push writes down, before it sends anything, that its servers lack its paths: were it killed, the ledger knows.
-2. What a server got completely is crossed out: the paths and all that lies below them; `ALL` crosses out everything.
+2. What a server got completely is crossed out: the paths and all that lies below them; a push of all trees crosses
+   out everything.
 3. `lacking` is what a retry sends, to each server exactly that. A push of anything that covers it does as well.
 
 A server of which the ledger knows nothing lacks everything: it is new, or its transport or destination is another by
@@ -24,6 +25,7 @@ Source: documentation of wwwpush.
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -40,110 +42,139 @@ LOCK_S = 60.0
 
 # By path, the Unix time since when it is lacked; None where nobody knows.
 Lacks = dict[str, float | None]
+Say = Callable[[str], None]
+Pairs = Iterable[tuple[Server, Sequence[str]]]
 
 
-class Ledger:
-    """What the servers of one family lack.
+def failed(
+    state_dir: str, behind: Pairs, configured: Sequence[Server], report: Say, now: float | None = None
+) -> None:
+    """Write down that servers lack paths: before these are sent, and when they could not be.
 
     Args:
         state_dir: the settings' state_dir.
-        servers: all servers of the family, also those that a push leaves out; what is told of others is forgotten.
+        behind: servers, each with its paths: tree paths, or `ALL`.
+        configured: all servers of the family; what is told of others is forgotten.
         report: gets a line for a file that cannot be used.
+        now: Unix time, by default the clock's. What was lacked before stays lacked since then.
+
+    Raises:
+        UnavailableError: it cannot be written, or the lock is not to be had.
     """
+    now = time.time() if now is None else now
+    paths_of = {server.name: paths for server, paths in behind}
+    if paths_of:
+        _update(state_dir, configured, report, now, lambda name, lacks: _with(lacks, paths_of.get(name, ()), now))
 
-    __slots__ = ("directory", "file", "report", "servers")
 
-    def __init__(self, state_dir: str, servers: Sequence[Server], report: Callable[[str], None]) -> None:
-        self.directory = f"{state_dir}/pushes"
-        self.file = f"{self.directory}/ledger.json"
-        self.servers = servers
-        self.report = report
+def has(
+    state_dir: str,
+    complete: Pairs,
+    configured: Sequence[Server],
+    report: Say,
+    everything: bool = False,
+    now: float | None = None,
+) -> None:
+    """Write down that servers got paths completely, with all that lies below them.
 
-    def failed(self, servers: Iterable[str], paths: Sequence[str], now: float) -> None:
-        """Write down that servers lack paths: before these are sent, or when they could not be.
+    Args:
+        state_dir: the settings' state_dir.
+        complete: servers, each with its paths.
+        configured: all servers of the family; what is told of others is forgotten.
+        report: gets a line for a file that cannot be used.
+        everything: whether it was a push of all trees, so that these servers lack nothing any more.
+        now: Unix time, by default the clock's.
 
-        Args:
-            servers: their names.
-            paths: tree paths, or `ALL`.
-            now: Unix time. What was lacked before stays lacked since then.
+    Raises:
+        UnavailableError: it cannot be written, or the lock is not to be had.
+    """
+    paths_of = {server.name: (ALL,) if everything else paths for server, paths in complete}
+    if paths_of:
+        now = time.time() if now is None else now
+        _update(state_dir, configured, report, now, lambda name, lacks: _without(lacks, paths_of.get(name, ())))
 
-        Raises:
-            UnavailableError: it cannot be written, or the lock is not to be had.
-        """
-        self._update(servers, now, lambda lacks: _with(lacks, paths, now))
 
-    def has(self, servers: Iterable[str], paths: Sequence[str], now: float) -> None:
-        """Write down that servers got paths completely, with all that lies below them.
+def lacking(state_dir: str, servers: Sequence[Server], report: Say) -> dict[str, list[str]]:
+    """Return the outermost paths that each server lacks, sorted, `ALL` for everything; nothing for who lacks nothing.
 
-        Args:
-            servers: their names.
-            paths: tree paths, or `ALL` for a push of all trees.
-            now: Unix time.
+    Args:
+        state_dir: the settings' state_dir.
+        servers: of one family.
+        report: gets a line for a file that cannot be used.
 
-        Raises:
-            UnavailableError: it cannot be written, or the lock is not to be had.
-        """
-        self._update(servers, now, lambda lacks: _without(lacks, paths))
+    Raises:
+        UnavailableError: the file cannot be read.
+    """
+    return {name: sorted(lacks) for name, lacks in since(state_dir, servers, report).items() if lacks}
 
-    def lacking(self) -> dict[str, list[str]]:
-        """Return the outermost paths that each server lacks, sorted; servers that lack nothing are left out."""
-        return {name: sorted(lacks) for name, lacks in self.lacks().items() if lacks}
 
-    def lacks(self) -> dict[str, Lacks]:
-        """Return what each server lacks since when, in the order of the settings; None where nobody knows.
+def since(state_dir: str, servers: Sequence[Server], report: Say) -> dict[str, Lacks]:
+    """Return what each server lacks since when, in the order of the settings; None where nobody knows.
 
-        Raises:
-            UnavailableError: the file cannot be read.
-        """
-        return self._lacks(self._read())
+    Args:
+        state_dir: the settings' state_dir.
+        servers: of one family.
+        report: gets a line for a file that cannot be used.
 
-    def _lacks(self, written: dict[str, Any]) -> dict[str, Lacks]:
-        result: dict[str, Lacks] = {}
-        for server in self.servers:
-            known = written.get(server.kind, {}).get(server.name)
-            is_known = known is not None and known["where"] == _where(server)
-            result[server.name] = known["lacks"] if is_known else {ALL: None}
-        return result
+    Raises:
+        UnavailableError: the file cannot be read.
+    """
+    return _of(servers, _read(_file(state_dir), report))
 
-    def _update(self, servers: Iterable[str], now: float, change: Callable[[Lacks], Lacks]) -> None:
-        chosen = set(servers)
-        try:
-            if not os.path.isdir(self.directory):
-                files.make_directories(self.directory, 0o750)
-            with lockfile.hold(f"{self.directory}/ledger.lock", timeout_s=LOCK_S):
-                written = self._read()
-                lacks = self._lacks(written)
-                shape: dict[str, Any] = {}
-                for server in self.servers:
-                    of_server = lacks[server.name]
-                    if server.name in chosen:
-                        of_server = change(of_server)
-                    # One that is seen for the first time is known from now on.
-                    since = {path: now if first is None else first for path, first in of_server.items()}
-                    shape.setdefault(server.kind, {})[server.name] = {"where": _where(server), "lacks": since}
-                changed = written | shape
-                if changed != written:
-                    content = json.dumps({"format": FORMAT} | changed).encode() + b"\n"
-                    files.replace(self.file, content, FILE_MODE)
-        except OSError as error:
-            raise UnavailableError(f"cannot write {self.file}: {reason(error)}") from error
 
-    def _read(self) -> dict[str, Any]:
-        """Return what the file says by family, each part of it in the form it has to have."""
-        try:
-            content = files.read(self.file)
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise UnavailableError(f"cannot read {self.file}: {reason(error)}") from error
-        try:
-            written = json.loads(content)
-            if written.pop("format") != FORMAT:
-                raise ValueError
-            return {kind: {name: _checked(one) for name, one in of.items()} for kind, of in written.items()}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            self.report(f"cannot use {self.file}: not a ledger of ours; every server counts as lacking everything")
-            return {}
+def _file(state_dir: str) -> str:
+    return f"{state_dir}/pushes/ledger.json"
+
+
+def _of(servers: Sequence[Server], written: dict[str, Any]) -> dict[str, Lacks]:
+    result: dict[str, Lacks] = {}
+    for server in servers:
+        known = written.get(server.kind, {}).get(server.name)
+        is_known = known is not None and known["where"] == _where(server)
+        result[server.name] = known["lacks"] if is_known else {ALL: None}
+    return result
+
+
+def _update(
+    state_dir: str, configured: Sequence[Server], report: Say, now: float, change: Callable[[str, Lacks], Lacks]
+) -> None:
+    file, directory = _file(state_dir), f"{state_dir}/pushes"
+    try:
+        if not os.path.isdir(directory):
+            files.make_directories(directory, 0o750)
+        with lockfile.hold(f"{directory}/ledger.lock", timeout_s=LOCK_S):
+            written = _read(file, report)
+            lacks = _of(configured, written)
+            shape: dict[str, Any] = {}
+            for server in configured:
+                # One that is seen for the first time is known from now on.
+                left = {
+                    path: now if first is None else first
+                    for path, first in change(server.name, lacks[server.name]).items()
+                }
+                shape.setdefault(server.kind, {})[server.name] = {"where": _where(server), "lacks": left}
+            if written | shape != written:
+                files.replace(file, json.dumps({"format": FORMAT} | written | shape).encode() + b"\n", FILE_MODE)
+    except OSError as error:
+        raise UnavailableError(f"cannot write {file}: {reason(error)}") from error
+
+
+def _read(file: str, report: Say) -> dict[str, Any]:
+    """Return what the file says by family, each part of it in the form it has to have."""
+    try:
+        content = files.read(file)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UnavailableError(f"cannot read {file}: {reason(error)}") from error
+    try:
+        written = json.loads(content)
+        if written.pop("format") != FORMAT:
+            raise ValueError
+        return {kind: {name: _checked(one) for name, one in of.items()} for kind, of in written.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        report(f"cannot use {file}: not a ledger of ours; every server counts as lacking everything")
+        return {}
 
 
 def _where(server: Server) -> str:

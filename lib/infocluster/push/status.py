@@ -9,8 +9,8 @@ Shape: `record` returns, and ``-status -json`` prints::
      "servers": [{"name": "web1", "lacks": [], "since": null},
                  {"name": "web2", "lacks": ["world/sample"], "since": 1763838251.25}]}
 
-    ``pushes`` are records as `push.record` keeps them, without their ``changes``, the oldest first; ``lacks`` are tree
-    paths, ``""`` for everything; ``since`` is in Unix seconds, null where nothing is lacked or nobody knows.
+    ``pushes`` are records as `push.record` keeps them, without their ``changes``, the oldest first; ``lacks`` are
+    tree paths, ``""`` for everything; ``since`` is in Unix seconds, null where nothing is lacked or nobody knows.
 """
 
 import json
@@ -22,8 +22,8 @@ from infocluster import files
 from infocluster.errors import UnavailableError, reason
 from infocluster.locks import pathlocks, tickets
 from infocluster.names import printable
+from infocluster.push import ledger
 from infocluster.push import record as records
-from infocluster.push.ledger import Ledger
 from infocluster.push.servers import Server, folded
 
 PUSHES_SHOWN = 10
@@ -43,7 +43,7 @@ def record(state_dir: str, kind: str, servers: Sequence[Server], report: Say) ->
     Raises:
         UnavailableError: what is kept cannot be read.
     """
-    lacks = Ledger(state_dir, servers, report).lacks()
+    lacks = ledger.since(state_dir, servers, report)
     return {
         "kind": kind,
         "pushes": _pushes(f"{state_dir}/pushes", kind, report),
