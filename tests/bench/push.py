@@ -131,7 +131,7 @@ def compared(
 def main() -> None:
     tree = Path(sys.argv[1]).resolve()
     # A memory disk: one disk for eight servers would be all that is measured.
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as top, sshd.cluster(Path(top) / "cluster", *SERVERS) as cluster:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as top, sshd.cluster(_made(top), *SERVERS) as cluster:
         site = Site(tree, cluster, Path(top), FILES)
         print(f"{FILES} files, {len(SERVERS)} servers, {os.cpu_count()} cores, ssh on loopback")
         first_push(site)
@@ -141,6 +141,12 @@ def main() -> None:
         site.leave_connections()
         site.assert_equal()
         flat(tree, cluster, Path(top))
+
+
+def _made(top: str) -> Path:
+    below = Path(top) / "cluster"
+    below.mkdir()
+    return below
 
 
 def first_push(site: Site) -> None:

@@ -23,6 +23,8 @@ from infocluster.push.record import Record
 
 # The name a program is called by picks its family of servers.
 KINDS = {"wwwpush": "web", "ftppush": "ftp"}
+# Lines of a letter that a skeleton asks for.
+LETTER_LINES = 1000
 # What takes the place of an ordinary push; two of these do not go together.
 INSTEAD = ("status", "verify", "relay", "serve", "via")
 # What goes with each of them.
@@ -103,12 +105,13 @@ def _notify(run: Run, record: Record) -> None:
     site, mail = run.settings["site"], run.settings["mail"]
     try:
         for notice in record["notify"]:
-            lines = [f"{record['user']} pushed {pathlocks.listed(record['paths'])} with {record['program']}.", ""]
-            for change in notice["changes"]:
+            what = f"{record['program']} {pathlocks.listed(record['paths'])}"
+            lines = [f"{record['user']}: {what}, to {notice['servers']}", ""]
+            for change in record["changes"]:
                 for verb in ("install", "update", "remove"):
                     lines += [f"{change['servers']}: {verb} {path}" for path in change[verb]]
-            subject = f"{site['name']}: {record['program']} {pathlocks.listed(record['paths'])}"
-            letter = letters.compose(mail["from"], notice["to"], subject[:200], "\n".join(lines) + "\n")
+            text = "\n".join(lines[:LETTER_LINES]) + "\n"
+            letter = letters.compose(mail["from"], notice["to"], f"{site['name']}: {what}"[:200], text)
             letters.queue(site["state_dir"], letter)
         letters.deliver(site["state_dir"], mail)
     except InfoclusterError as error:

@@ -10,6 +10,7 @@ Shape: the record of a push is one file in STATE_DIR/pushes, ``20251122T190411.2
          "left": [{"path": "world/sample/draft.html", "reason": "others may not read it (mode 0600)"}],
          "servers": [{"name": "web1", "ok": true, "installed": 1, "updated": 2, "removed": 0, "bytes": 8211,
                       "duration_s": 0.31, "faults": []}],
+         "notify": [{"to": ["www-mgmt@localhost"], "servers": "web[1-3]"}],
          "changes": [{"servers": "web[1-3]", "install": ["world/sample/a.html"], "update": [...], "remove": [],
                       "more": 0}]}
 

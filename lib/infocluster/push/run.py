@@ -9,21 +9,24 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from infocluster import config, names, settings, trees
+from infocluster import config, names, trees
 from infocluster.config import Settings
 from infocluster.errors import InfoclusterError, reason
 from infocluster.locks import pathlocks, slots
-from infocluster.push import fan, ledger, manifest, plan, record, servers, shares, specials
+from infocluster.push import fan, ledger, manifest, plan, record, servers
 from infocluster.push.fan import Job
 from infocluster.push.plan import Request, Say
 from infocluster.push.record import Record
 from infocluster.push.servers import Server
-from infocluster.push.skeleton import LeftOut, Skeleton, located
 from infocluster.push.transport import Order, Outcome
+
+# What only some pushes need is loaded by those: naming a few files has to be quick.
+if TYPE_CHECKING:
+    from infocluster.push.skeleton import Skeleton
 
 Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 
@@ -33,13 +36,13 @@ class Kind:
     """Servers with one skeleton, and what a push is for them.
 
     Attributes:
-        skeleton: what it says.
+        skeleton: what it says; None where these servers have none.
         servers: who has it.
         paths: the paths of the push that it does not leave out.
         listing: what is at them.
     """
 
-    skeleton: Skeleton
+    skeleton: "Skeleton | None"
     servers: list[Server]
     paths: list[str]
     listing: trees.Listing
@@ -84,8 +87,7 @@ def push(
         fault(line)
 
     state_dir, production_dir = conf["site"]["state_dir"], conf["site"]["production_dir"]
-    book = ledger.Ledger(state_dir, every, told)
-    lacking = book.lacking() if request.retry or request.quick else {}
+    lacking = ledger.lacking(state_dir, every, told) if request.retry or request.quick else {}
     if request.retry:
         request, targets = _lacked(request, targets, lacking)
     paths = plan.checked(request, production_dir, told) if targets else []
@@ -97,16 +99,16 @@ def push(
         jobs = [job for kind in kinds for job in _jobs(kind, request, lacking, conf, told)]
         with _slot(request, conf, say), progress("pushing", len(jobs), "servers") as advance:
             if not request.show:
-                for paths_now, alike in _by_paths(jobs).items():
-                    book.failed(alike, paths_now, time.time())  # until it is done: this push may be killed
+                # Until it is done: this push may be killed.
+                ledger.failed(state_dir, [(job.server, job.paths) for job in jobs], every, told)
             outcomes = _sent([job for job in jobs if job.paths], request, conf, advance, say, told)
             outcomes += [Outcome(job.server.name) for job in jobs if not job.paths]
             if not request.show:
                 _run_specials(kinds, outcomes, conf)
-                _remember(kinds, jobs, outcomes, book, request, conf)
+                _remember(kinds, jobs, outcomes, every, request, conf, told)
     for line, is_fault in record.result_lines(outcomes, request.show):
         (told if is_fault else say)(line)
-    left = {path: why for kind in kinds for path, why in kind.listing.left if not isinstance(why, LeftOut)}
+    left = {path: why for kind in kinds for path, why in kind.listing.left if not _is_excepted(why)}
     result: Record = {
         "format": record.FORMAT,
         "program": request.program,
@@ -121,6 +123,7 @@ def push(
         "ok": not faults,
         "left": [{"path": path, "reason": why} for path, why in left.items()],
         "servers": [record.of_server(outcome) for outcome in outcomes],
+        "notify": _notices(kinds, outcomes),
     }
     if not request.show and outcomes:
         try:
@@ -129,11 +132,20 @@ def push(
         except OSError as error:
             told(f"cannot write the record of this push: {reason(error)}")
             result["ok"] = False
-    return result | {"changes": record.changes(outcomes), "notify": _notices(kinds, outcomes)}
+    return result | {"changes": record.changes(outcomes)}
 
 
-def _skeleton(name: str, conf: Settings) -> Skeleton:
-    return Skeleton.read(located(name), conf) if name else Skeleton.none(conf)
+def _skeleton(name: str, conf: Settings) -> "Skeleton | None":
+    if not name:
+        return None
+    from infocluster.push.skeleton import Skeleton, located
+
+    return Skeleton.read(located(name), conf)
+
+
+def _is_excepted(why: str) -> bool:
+    """Tell whether a reason is a skeleton's (its `LeftOut`), and so no fault."""
+    return type(why) is not str
 
 
 def _lacked(request: Request, targets: list[Server], lacking: dict[str, list[str]]) -> tuple[Request, list[Server]]:
@@ -155,37 +167,45 @@ def _held(paths: list[str], request: Request, conf: Settings, say: Say) -> Itera
 
 
 def _kinds(
-    targets: list[Server], skeletons: dict[str, Skeleton], paths: list[str], conf: Settings, say: Say, told: Say
+    targets: list[Server],
+    skeletons: "dict[str, Skeleton | None]",
+    paths: list[str],
+    conf: Settings,
+    say: Say,
+    told: Say,
 ) -> Iterator[Kind]:
     """Read the tree once for each kind of server, without what its skeleton leaves out or nobody else may read."""
     seen: set[str] = set()
     for name, skeleton in skeletons.items():
         alike = [server for server in targets if server.skeleton == name]
-        out = dict(skeleton.left_out(paths))
+        out = dict(skeleton.left_out(paths)) if skeleton else {}
         for path, excepted in out.items():
             say(f"{servers.folded(server.name for server in alike)}: {names.printable(path)} is not sent: {excepted}")
         mine = [path for path in paths if path not in out]
         if not alike or not mine:
             continue
-
-        def leave(directory: str, entry: str, mode: int, by: Skeleton = skeleton) -> str | None:
-            return by.leave(directory, entry, mode) or _unreadable(mode)
-
-        listing = trees.scan(conf["site"]["production_dir"], mine, leave)
-        skeleton.guard(listing)
+        listing = trees.scan(conf["site"]["production_dir"], mine, _leave(skeleton))
+        if skeleton:
+            skeleton.guard(listing)
         for path, why in listing.left:
-            if not isinstance(why, LeftOut) and path not in seen:
+            if not _is_excepted(why) and path not in seen:
                 seen.add(path)
                 told(f"cannot push {names.printable(path)}: {why}; the servers keep what they have")
         yield Kind(skeleton, alike, mine, listing)
 
 
-def _unreadable(mode: int) -> str | None:
-    """Return why something is not for everybody to read, or None. The permissions of a link mean nothing."""
-    kind, needed = stat.S_IFMT(mode), 0o5 if stat.S_ISDIR(mode) else 0o4
-    if kind == stat.S_IFLNK or mode & needed == needed:
-        return None
-    return f"others may not read it (mode {mode & 0o7777:04o})"
+def _leave(skeleton: "Skeleton | None") -> trees.Leave:
+    """Return what tells why something is not sent: the skeleton excepts it, or others may not read it."""
+
+    def leave(directory: str, name: str, mode: int) -> str | None:
+        excepted = skeleton.leave(directory, name, mode) if skeleton else None
+        # The permissions of a link mean nothing.
+        kind, needed = stat.S_IFMT(mode), 0o5 if stat.S_ISDIR(mode) else 0o4
+        if excepted or kind == stat.S_IFLNK or mode & needed == needed:
+            return excepted
+        return f"others may not read it (mode {mode & 0o7777:04o})"
+
+    return leave
 
 
 def _jobs(kind: Kind, request: Request, lacking: dict[str, list[str]], conf: Settings, told: Say) -> Iterator[Job]:
@@ -217,6 +237,8 @@ def _slot_count(conf: Settings) -> Callable[[], int]:
     file = config.settings_file()
 
     def count() -> int:
+        from infocluster import settings
+
         return int(settings.read(file)["push"]["slots"])
 
     first = [int(conf["push"]["slots"])]
@@ -230,6 +252,8 @@ def _sent(
     if not jobs:
         return []
     if conf["push_hosts"] and not request.show:
+        from infocluster.push import shares
+
         listings = {id(job.listing): job for job in jobs}
         if len(listings) == 1:
             return shares.fan_out(
@@ -247,45 +271,42 @@ def _run_specials(kinds: list[Kind], outcomes: list[Outcome], conf: Settings) ->
     wanted = [
         (server, kind)
         for kind in kinds
-        if kind.skeleton.specials
+        if kind.skeleton and kind.skeleton.specials
         for server in kind.servers
         if server.name in by_name and by_name[server.name].changes
     ]
     if not wanted:
         return
+    from concurrent.futures import ThreadPoolExecutor
+
+    from infocluster.push import specials
 
     def run(item: tuple[Server, Kind]) -> None:
         server, kind = item
         outcome = by_name[server.name]
         end = time.monotonic() + conf["push"]["server_timeout_s"]
         order = Order(conf, kind.paths, False, False, end, threading.Event())
-        outcome.faults += specials.run(server, kind.skeleton, outcome.changes, order)
+        if kind.skeleton:
+            outcome.faults += specials.run(server, kind.skeleton, outcome.changes, order)
 
     with ThreadPoolExecutor(min(conf["push"]["parallel"], len(wanted)), "special") as pool:
         list(pool.map(run, wanted))
-
-
-def _by_paths(jobs: list[Job]) -> dict[tuple[str, ...], list[str]]:
-    """Return the names of the servers that get the same paths."""
-    result: dict[tuple[str, ...], list[str]] = {}
-    for job in jobs:
-        if job.paths:
-            result.setdefault(tuple(job.paths), []).append(job.server.name)
-    return result
 
 
 def _remember(
     kinds: list[Kind],
     jobs: list[Job],
     outcomes: list[Outcome],
-    book: ledger.Ledger,
+    every: list[Server],
     request: Request,
     conf: Settings,
+    told: Say,
 ) -> None:
     """Keep what each server has now, and cross out what it does not lack any more."""
     state_dir = conf["site"]["state_dir"]
     complete = {outcome.server for outcome in outcomes if not outcome.faults}
     paths_of = {job.server.name: job.paths for job in jobs}
+    has = [(job.server, job.paths) for job in jobs if job.server.name in complete]
     try:
         for kind in kinds:
             # What a quick push did not send, a server had already.
@@ -294,21 +315,20 @@ def _remember(
                 for server in kind.servers
                 if server.name in complete and (request.quick or paths_of[server.name] == kind.paths)
             ]
-            manifest.remember(state_dir, whole, kind.listing, kind.paths, book.servers, book.report)
-            everything = request.everything and not request.paths and not request.retry
-            book.has([server.name for server in whole], [ledger.ALL] if everything else kind.paths, time.time())
-        for paths, alike in _by_paths(jobs).items():
-            book.has([name for name in alike if name in complete], paths, time.time())
+            manifest.remember(state_dir, whole, kind.listing, kind.paths, every, told)
+            has += [(server, kind.paths) for server in whole if request.quick]
+        everything = request.everything and not request.paths and not request.retry
+        ledger.has(state_dir, has, every, told, everything)
     except InfoclusterError as error:
-        book.report(str(error))
+        told(str(error))
 
 
 def _notices(kinds: list[Kind], outcomes: list[Outcome]) -> list[Record]:
-    """Return who is to be told by letter what was done, as skeletons ask: addresses, servers, paths."""
-    by_name = {outcome.server: outcome for outcome in outcomes}
+    """Return whom skeletons want to be told by letter that something was done, and on which servers."""
+    changed = {outcome.server for outcome in outcomes if outcome.changes}
     result = []
     for kind in kinds:
-        done = [by_name[server.name] for server in kind.servers if server.name in by_name]
-        if kind.skeleton.notify and any(outcome.changes for outcome in done):
-            result.append({"to": kind.skeleton.notify, "changes": record.changes(done, record.CHANGES_LIMIT)})
+        alike = [server.name for server in kind.servers if server.name in changed]
+        if kind.skeleton and kind.skeleton.notify and alike:
+            result.append({"to": kind.skeleton.notify, "servers": servers.folded(alike)})
     return result
