@@ -81,6 +81,8 @@ UseDNS no
 PrintMotd no
 MaxStartups 200
 LoginGraceTime 20
+ClientAliveInterval 1
+ClientAliveCountMax 3
 KexAlgorithms curve25519-sha256
 """
 
@@ -129,6 +131,7 @@ class Host:
     own_dir: Path
     here: Path
     has_sshd: bool
+    is_slow: bool = False
     first: subprocess.Popen[bytes] | None = None
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
@@ -247,11 +250,12 @@ class Host:
     def slow_down(self, kbit_s: int | None) -> None:
         """Let only so much reach the host; None lifts that."""
         tc = ("tc", "-n", self.hub, "qdisc")
-        if kbit_s is None:
-            command(*tc, "del", "dev", self.port_name, "root")
-        else:
+        if kbit_s is not None:
             limits = ("tbf", "rate", f"{kbit_s}kbit", "burst", "16kb", "latency", "200ms")
             command(*tc, "replace", "dev", self.port_name, "root", *limits)
+        elif self.is_slow:
+            command(*tc, "del", "dev", self.port_name, "root")
+        self.is_slow = kbit_s is not None
 
     def signal_sshd(self, number: int) -> None:
         """Stop (SIGSTOP: it hangs), continue or kill the host's sshd; those of open connections are others."""
