@@ -402,6 +402,44 @@ def destinations(place: Place) -> Iterator[Fault]:
         yield from _by_server_or_all(place, directory, status)
 
 
+def reach(place: Place) -> Iterator[Fault]:
+    """Check that the batch host's owner gets to every server by ssh, and may write where the tree lies there."""
+    _only(place.is_batch, "batch host")
+    far = [server for server in _all_servers(place) if server.transport in ("ssh", "rdist")]
+    if not far:
+        raise _NotCheckedError("no server is reached by ssh")
+    from concurrent.futures import ThreadPoolExecutor
+
+    owner = place.owner()
+    if os.getuid() not in (0, owner.uid):
+        raise _NotCheckedError(f"only root and {owner.name} can tell")
+    with ThreadPoolExecutor(min(len(far), place.settings["push"]["parallel"])) as pool:
+        answers = pool.map(lambda server: _reached(server, place.settings, owner), far)
+        for server, fault in zip(far, answers, strict=True):
+            if fault:
+                target = f"{server.user}@{server.name}" if server.user else server.name
+                yield Fault(f"{server.name}: {fault}", f"runuser -u {_q(owner.name)} -- ssh {_q(target)}")
+
+
+def _reached(server: "Server", settings_now: Settings, owner: User) -> str:
+    """Return what keeps the owner from pushing to a server, or "": asked of ssh itself, in the owner's place."""
+    push = settings_now["push"]
+    words = [push["ssh"], "-oBatchMode=yes", f"-oConnectTimeout={int(push['connect_timeout_s'])}"]
+    words += ["-F", push["ssh_config"]] if push["ssh_config"] else []
+    words += ["-l", server.user] if server.user else []
+    words += ["-p", str(server.port)] if server.port else []
+    as_owner = [] if os.getuid() == owner.uid else ["/sbin/runuser", "-u", owner.name, "--"]
+    test = f"test -d {_q(server.destination)} && test -w {_q(server.destination)} && command -v rsync >/dev/null"
+    try:
+        outcome = processes.run([*as_owner, *words, "--", server.name, test], push["connect_timeout_s"] + 20)
+    except UnavailableError as error:
+        return str(error)
+    if outcome.status == 0:
+        return ""
+    said = outcome.errors.decode("utf-8", "replace").strip().splitlines()
+    return said[-1] if said else f"{server.destination} is missing or not to be written there, or rsync is missing"
+
+
 def programs(place: Place) -> Iterator[Fault]:
     """Check that the programs that the settings call for are there."""
     _only(place.is_batch, "batch host")
@@ -688,6 +726,7 @@ CHECKS: Mapping[str, Callable[[Place], Iterator[Fault]]] = {
     "state": state,
     "production": production,
     "destinations": destinations,
+    "reach": reach,
     "programs": programs,
     "gather": gather,
     "servers": servers,

@@ -47,7 +47,18 @@ class Request:
 
 
 def checked(request: Request, production_dir: str, told: Say) -> list[str]:
-    """Return the paths of a push in their one form, none below another."""
+    """Return the paths of a push in their one form, none below another.
+
+    Args:
+        request: what is asked for.
+        production_dir: the production tree.
+        told: gets a line for each tree that a push of everything leaves out.
+
+    Raises:
+        UsageError: no path, one that is none, or a whole tree without being asked for everything.
+        RefusedError: its tree is not there, or is empty.
+        UnavailableError: the production tree cannot be read, or has no tree with anything in it.
+    """
     paths = [names.tree_path(path) for path in request.paths]
     for path in paths:
         tree = path.partition("/")[0]

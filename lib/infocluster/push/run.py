@@ -89,7 +89,7 @@ def push(
     state_dir, production_dir = conf["site"]["state_dir"], conf["site"]["production_dir"]
     lacking = ledger.lacking(state_dir, every, told) if request.retry or request.quick else {}
     if request.retry:
-        request, targets = _lacked(request, targets, lacking)
+        request, targets = _lacked(request, targets, lacking, production_dir, told)
     paths = plan.checked(request, production_dir, told) if targets else []
     with _held(paths, request, conf, say):
         waited_s = time.monotonic() - began
@@ -148,12 +148,18 @@ def _is_excepted(why: str) -> bool:
     return type(why) is not str
 
 
-def _lacked(request: Request, targets: list[Server], lacking: dict[str, list[str]]) -> tuple[Request, list[Server]]:
-    """Return the request and the servers of a push of what servers lack, "" standing for everything."""
+def _lacked(
+    request: Request, targets: list[Server], lacking: dict[str, list[str]], production_dir: str, told: Say
+) -> tuple[Request, list[Server]]:
+    """Return the request and the servers of a push of what servers lack."""
     behind = [server for server in targets if lacking.get(server.name)]
-    paths = sorted({path for server in behind for path in lacking[server.name] if path})
-    everything = any(ledger.ALL in lacking[server.name] for server in behind)
-    return replace(request, paths=[] if everything else paths, everything=True), behind
+    paths = {path for server in behind for path in lacking[server.name]}
+    if ledger.ALL in paths:
+        return replace(request, paths=[], everything=True), behind
+    there = [path for path in paths if os.path.isdir(f"{production_dir}/{path.partition('/')[0]}")]
+    for path in sorted(paths - set(there)):
+        told(f"cannot push {names.printable(path)}: its tree is gone here; the servers keep what they have")
+    return replace(request, paths=ledger.standing(production_dir, there), everything=True), behind if there else []
 
 
 @contextmanager
@@ -218,7 +224,8 @@ def _jobs(kind: Kind, request: Request, lacking: dict[str, list[str]], conf: Set
     for server in kind.servers:
         wanted = kind.paths
         if request.retry and ledger.ALL not in lacking[server.name]:
-            wanted = plan.common(kind.paths, lacking[server.name])
+            standing = ledger.standing(conf["site"]["production_dir"], lacking[server.name])
+            wanted = plan.common(kind.paths, standing)
         listing = kind.listing if wanted == kind.paths else manifest.part(kind.listing, wanted)
         yield Job(server, listing, wanted)
 
