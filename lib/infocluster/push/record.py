@@ -5,7 +5,8 @@ Shape: the record of a push is one file in STATE_DIR/pushes, ``20251122T190411.2
     its start and the process), with one JSON object::
 
         {"format": "infocluster push 1", "program": "wwwpush", "kind": "web", "user": "jane", "pid": 4711,
-         "started": 1763838251.25, "waited_s": 0.0, "duration_s": 0.42, "paths": ["world/sample"], "show": false,
+         "started": 1763838251.25, "waited_s": 0.0, "held": [1763838251.25, 1763838251.66], "duration_s": 0.42,
+         "paths": ["world/sample"], "show": false,
          "ok": false,
          "left": [{"path": "world/sample/draft.html", "reason": "others may not read it (mode 0600)"}],
          "servers": [{"name": "web1", "ok": true, "installed": 1, "updated": 2, "removed": 0, "bytes": 8211,
@@ -14,7 +15,8 @@ Shape: the record of a push is one file in STATE_DIR/pushes, ``20251122T190411.2
          "changes": [{"servers": "web[1-3]", "install": ["world/sample/a.html"], "update": [...], "remove": [],
                       "more": 0}]}
 
-    ``started`` in Unix seconds, ``waited_s`` for the path locks. ``changes`` has one element for each set of servers
+    ``started`` in Unix seconds, ``waited_s`` for the path locks, which were ``held`` from one Unix time to
+    another. ``changes`` has one element for each set of servers
     to which the same was done; of more than 1000 paths the first are kept and ``more`` counts the others. ``ok``
     says that every server has everything. The newest 1000 records are kept.
 

@@ -93,6 +93,7 @@ def push(
     paths = plan.checked(request, production_dir, told) if targets else []
     with _held(paths, request, conf, say):
         waited_s = time.monotonic() - began
+        held_from = time.time()
         if not request.show:
             finish(paths)
         kinds = list(_kinds(targets, skeletons, paths, conf, say, told))
@@ -106,6 +107,7 @@ def push(
             if not request.show:
                 _run_specials(kinds, outcomes, conf)
                 _remember(kinds, jobs, outcomes, every, request, conf, told)
+        held_until = time.time()
     for line, is_fault in record.result_lines(outcomes, request.show):
         (told if is_fault else say)(line)
     left = {path: why for kind in kinds for path, why in kind.listing.left if not _is_excepted(why)}
@@ -117,6 +119,7 @@ def push(
         "pid": os.getpid(),
         "started": round(started, 3),
         "waited_s": round(waited_s, 3),
+        "held": [held_from, held_until],
         "duration_s": round(time.monotonic() - began, 3),
         "paths": paths,
         "show": request.show,
