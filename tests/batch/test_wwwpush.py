@@ -230,3 +230,94 @@ def test_publish_that_was_killed_is_completed_before_its_files_are_sent(site):
     assert "completing a publish of world/a that was not finished" in done.stdout
     assert delivered(site, "web1")["world/a/logo.svg"] == "new"
     assert (site.production / "world/a/index.html").read_text() == "new"
+
+
+def write(site, path, content="x"):
+    file = site.production / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-status", "world/a"], "-status does not go with -path"),
+        (["-via=", "world/a"], "the host to push by"),
+        (["-via=-oProxyCommand=x", "world/a"], "the host to push by"),
+        (["-retry", "world/a"], "-retry sends what servers lack"),
+        (["-relay", "-all"], "-relay does not go with -all"),
+        (["-on", "nobody", "world/a"], "no such server"),
+    ],
+)
+def test_what_does_not_go_together_is_said(site, arguments, said):
+    done = site.batch("wwwpush", *arguments)
+    assert done.returncode == 64, done.stderr
+    assert said in done.stderr
+
+
+def test_retry_sends_what_a_server_lacks_and_status_shows_it(site):
+    write(site, "world/a/page.html")
+    write(site, "world/b/page.html")
+    assert site.batch("wwwpush", "-all").returncode == 0
+    away = site.root / "away"
+    site.delivered("web2").rename(away)
+    write(site, "world/a/page.html", "changed")
+    assert site.batch("wwwpush", "world/a").returncode == 1
+    assert "web2" in site.batch("wwwpush", "-status").stdout
+    away.rename(site.delivered("web2"))
+    write(site, "world/b/page.html", "changed too")
+    done = site.batch("wwwpush", "-retry")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "web2: ok, 1 file")
+    assert (site.delivered("web2") / "world/a/page.html").read_text() == "changed"
+    assert (site.delivered("web2") / "world/b/page.html").read_text() == "x"
+    assert site.batch("wwwpush", "-retry").stdout == "wwwpush: no server lacks anything\n"
+
+
+def test_quick_sends_what_changed_here_and_all_heals_what_changed_there(site):
+    write(site, "world/a/page.html")
+    write(site, "world/b/page.html")
+    assert site.batch("wwwpush", "-all").returncode == 0
+    write(site, "world/a/page.html", "changed")
+    (site.delivered("web3") / "world/b/page.html").write_text("changed behind our back")
+    done = site.batch("wwwpush", "-quick", "-all")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "web[1-3]: ok, 1 file")
+    assert site.batch("wwwpush", "-quick", "-all").stdout.startswith("web[1-3]: ok, nothing to do\n")
+    assert site.batch("wwwpush", "-verify", "-all").returncode == 1
+    assert site.batch("wwwpush", "-all").stdout.splitlines()[-2].startswith("web3: ok, 1 file")
+    assert site.batch("wwwpush", "-verify", "-all").returncode == 0
+
+
+def test_skeleton_leaves_out_runs_commands_and_tells_by_letter(site):
+    (site.root / "etc/distfile.web.skel").write_text(
+        "${FILES} -> ${HOSTS}\n    except world/private ;\n"
+        f'    cmdspecial "echo $FILES >> {site.root}/ran" ;\n    notify www-mgmt@localhost ;\n'
+    )
+    text = site.conf_file.read_text().replace(
+        '[[servers]]\nname = "web1"', '[[servers]]\nskeleton = "distfile.web.skel"\nname = "web1"'
+    )
+    site.conf_file.write_text(text)
+    write(site, "world/a/page.html")
+    write(site, "world/private/page.html")
+    done = site.batch("wwwpush", "world/a", "world/private")
+    assert done.returncode == 0
+    assert "letter" in done.stderr  # no mail server listens here: it waits, and that is told
+    assert "world/private is not sent" in done.stdout
+    assert not (site.delivered("web1") / "world/private").exists()
+    assert (site.delivered("web2") / "world/private/page.html").exists()
+    assert (site.root / "ran").read_text().strip() == str(site.delivered("web1") / "world/a/page.html")
+    letters = [file.read_text() for file in (site.state / "letters").glob("*.eml")]
+    assert len(letters) == 1
+    assert "web1: install world/a/page.html" in letters[0]
+
+
+def test_skeleton_that_cannot_be_read_stops_the_push_before_anything(site):
+    (site.root / "etc/distfile.web.skel").write_text("${FILES} -> ${HOSTS}\n    except ( world/private ;\n")
+    site.conf_file.write_text(
+        site.conf_file.read_text().replace('name = "web1"', 'name = "web1"\nskeleton = "distfile.web.skel"')
+    )
+    write(site, "world/a/page.html")
+    done = site.batch("wwwpush", "world/a")
+    assert done.returncode == 78
+    assert "distfile.web.skel:2" in done.stderr
+    assert not (site.delivered("web2") / "world").exists()

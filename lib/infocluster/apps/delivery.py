@@ -49,7 +49,7 @@ def push(run: Run) -> str:
         raise UsageError(f"cannot push as {shown(run.program)}: expected to be called {' or '.join(KINDS)}")
     given_paths = run.arguments["path"]
     paths = given_paths if isinstance(given_paths, list) else []
-    asked = [name for name in INSTEAD if run.arguments[name]]
+    asked = [name for name in INSTEAD if run.arguments[name] not in (None, False)]
     for name in asked:
         given = {other for other, value in run.arguments.items() if value} - WITH[name] - {name}
         if given:
@@ -113,7 +113,8 @@ def _notify(run: Run, record: Record) -> None:
             text = "\n".join(lines[:LETTER_LINES]) + "\n"
             letter = letters.compose(mail["from"], notice["to"], f"{site['name']}: {what}"[:200], text)
             letters.queue(site["state_dir"], letter)
-        letters.deliver(site["state_dir"], mail)
+        for line in letters.deliver(site["state_dir"], mail).waiting:
+            _aside(f"{run.program}: the letter waits: {line}")
     except InfoclusterError as error:
         run.fault(str(error))
 
