@@ -305,7 +305,7 @@ def test_skeleton_leaves_out_runs_commands_and_tells_by_letter(site):
     assert "world/private is not sent" in done.stdout
     assert not (site.delivered("web1") / "world/private").exists()
     assert (site.delivered("web2") / "world/private/page.html").exists()
-    assert (site.root / "ran").read_text().strip() == str(site.delivered("web1") / "world/a/page.html")
+    assert str(site.delivered("web1") / "world/a/page.html") in (site.root / "ran").read_text().strip().split(":")
     letters = [file.read_text() for file in (site.state / "letters").glob("*.eml")]
     assert len(letters) == 1
     assert "web1: install world/a/page.html" in letters[0]
