@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -47,14 +48,12 @@ class Cluster:
     port: int = 0
     names: tuple[str, ...] = ()
     daemon: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    # Short, because the addresses of sockets in it are.
+    state: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="push")), repr=False)
 
     @property
     def config_file(self) -> Path:
         return self.root / "ssh_config"
-
-    @property
-    def state(self) -> Path:
-        return self.root / "state"
 
     def tree(self, name: str) -> Path:
         """Return the destination directory of a server."""
@@ -64,7 +63,6 @@ class Cluster:
         for key in ("host_key", "user_key", "other_key"):
             subprocess.run([KEYGEN, "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", self.root / key], check=True)
         shutil.copy(self.root / "user_key.pub", self.root / "authorized_keys")
-        self.state.mkdir()
         self.port = free_port()
         self.names = names
         for name in names:
@@ -91,8 +89,8 @@ class Cluster:
     def start(self) -> None:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         self.daemon = subprocess.Popen(
-            [SSHD, "-D", "-e", "-f", self.root / "sshd_config"],
-            stderr=(self.root / "sshd.log").open("wb"),
+            [SSHD, "-D", "-f", self.root / "sshd_config", "-E", self.root / "sshd.log"],
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         wait_for(self.port, self.daemon)
@@ -106,6 +104,7 @@ class Cluster:
             )
         if self.daemon is not None:
             end_with_children(self.daemon)
+        shutil.rmtree(self.state, ignore_errors=True)
 
     def sockets(self) -> list[Path]:
         """Return the sockets of kept connections."""
@@ -158,10 +157,10 @@ def cluster(root: Path, *names: str, path: str = "/usr/local/bin:/usr/bin:/bin")
 
 @contextmanager
 def rsync_daemon(root: Path, text: str) -> Iterator[int]:
-    """Yield the port of a running rsync daemon with these modules."""
+    """Yield the port of a running rsync daemon with these modules; it takes root to keep to their directories."""
     port = free_port()
     (root / "rsyncd.conf").write_text(
-        f"address = 127.0.0.1\nport = {port}\nlog file = {root}/rsyncd.log\nuse chroot = no\nreverse lookup = no\n"
+        f"address = 127.0.0.1\nport = {port}\nlog file = {root}/rsyncd.log\nuse chroot = yes\nreverse lookup = no\n"
         f"uid = 0\ngid = 0\nlock file = {root}/rsyncd.lock\n{text}"
     )
     daemon = subprocess.Popen(

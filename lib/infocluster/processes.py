@@ -77,9 +77,9 @@ def run(
         try:
             output, errors = _said(process, content, end, is_stopped)
         except subprocess.TimeoutExpired:
-            kill_group(process.pid)
-            process.communicate()
             why = f"not done after {timeout_s:g} s" if time.monotonic() >= end else "it was stopped"
+            # What it says now is not waited for: whoever has its outputs from it may be in no hurry to close them.
+            kill_group(process.pid)
             raise UnavailableError(f"cannot run {program}: {why}") from None
         except BaseException:
             kill_group(process.pid)

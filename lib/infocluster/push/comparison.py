@@ -34,13 +34,14 @@ _END = b"end"
 _BUILDING = threading.Lock()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Items:
-    """A listing as items, with what is asked about it."""
+    """A listing as items, with what is asked about it, and the actions that put them where they are missing."""
 
     all: frozenset[bytes]
     digest: str
     above: tuple[str, ...]
+    installs: dict[bytes, Action] | None = None
 
 
 @dataclass(slots=True)
@@ -111,17 +112,20 @@ def difference(listing: Listing, answer: bytes) -> Difference | None:
     result = Difference()
     replaced = set()
     put_paths = set()
-    for path, item in sorted((_path(item), item) for item in wanted.all - theirs):
-        put_paths.add(path)
-        old = there.get(path)
-        if old is not None:
-            if _is_same(old, item):
-                continue
-            if old[:1] == b"d" != item[:1]:
-                replaced.add(path)
-        size = int(item.split(b" ", 2)[1]) if item[:1] == b"f" else 0
-        verb = "install" if old is None else "update"
-        result.put.append(Action(verb, _text(path), item[:1] == b"d", size))
+    installs = _installs(wanted)
+    for item in wanted.all - theirs:
+        action = installs[item]
+        if there:
+            path = _path(item)
+            put_paths.add(path)
+            old = there.get(path)
+            if old is not None:
+                if _is_same(old, item):
+                    continue
+                action = action._replace(verb="update")
+                if old[:1] == b"d" != item[:1]:
+                    replaced.add(path)
+        result.put.append(action)
     new = [Action("install", path[2:], True) for path in wanted.above if b"p" + os.fsencode(path) not in theirs]
     if result.put:
         result.put = sorted(new + result.put, key=lambda action: action.path)
@@ -141,6 +145,18 @@ def _items(listing: Listing) -> Items:
     found = [text.encode("utf-8", "surrogateescape") for text in _texts(listing.top, "./")]
     digest = hashlib.sha256(b"".join(item + b"\0" for item in sorted([*found, _END]))).hexdigest()
     return Items(frozenset(found), digest, tuple(_partial(listing.top, "./")))
+
+
+def _installs(wanted: Items) -> dict[bytes, Action]:
+    with _BUILDING:
+        if wanted.installs is None:
+            wanted.installs = {item: _install(item) for item in wanted.all}
+        return wanted.installs
+
+
+def _install(item: bytes) -> Action:
+    size = int(item.split(b" ", 2)[1]) if item[:1] == b"f" else 0
+    return Action("install", _text(_path(item)), item[:1] == b"d", size)
 
 
 def _texts(node: Directory, prefix: str) -> Iterator[str]:
@@ -178,19 +194,14 @@ def _path(item: bytes) -> bytes:
 
 
 def _is_same(old: bytes, new: bytes) -> bool:
-    """Tell whether a difference of two items is none: special bits of a directory, or times in whole seconds."""
-    if old[:1] != new[:1]:
+    """Tell whether a server that keeps whole seconds has all of a file that it can have."""
+    if not old[:1] == new[:1] == b"f":
         return False
-    if new[:1] == b"d":
-        return int(old[1:].split(b" ", 1)[0], 8) & 0o777 == int(new[1:].split(b" ", 1)[0], 8)
-    if new[:1] == b"f":
-        mode, size, mtime, _ = old.split(b" ", 3)
-        new_mode, new_size, new_mtime, _ = new.split(b" ", 3)
-        seconds, _, rest = mtime.partition(b".")
-        return (
-            (mode, size) == (new_mode, new_size) and not rest.strip(b"0") and seconds == new_mtime.partition(b".")[0]
-        )
-    return False
+    mode, size, mtime, _ = old.split(b" ", 3)
+    new_mode, new_size, new_mtime, _ = new.split(b" ", 3)
+    seconds, _, rest = mtime.partition(b".")
+    is_whole = not rest.strip(b"0")
+    return is_whole and (mode, size, seconds) == (new_mode, new_size, new_mtime.partition(b".")[0])
 
 
 def _above(path: bytes) -> Iterator[bytes]:

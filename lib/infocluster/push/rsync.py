@@ -23,7 +23,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from infocluster import processes
 from infocluster.errors import RefusedError, UnavailableError
@@ -45,6 +45,8 @@ SILENCE_S = 60
 
 OUTPUT_LIMIT_BYTES = 1 << 30
 
+WENT = "it went away while it was sent"
+
 _HOLDING = ".~tmp~"
 
 _ALWAYS = ("--secluded-args", "--from0", "--files-from=-", "--no-compress", "--out-format== %i %l %n")
@@ -53,6 +55,7 @@ _SAME = (
     "--chmod=Du+rwx,ug-s,o-t",
 )  # fmt: skip
 _UPDATES = ("--force", "--filter=hide .~*", "--filter=risk .~*")
+_SWEEPS = ("--filter=hide .~*", "--filter=risk .~*", "--filter=protect,p *")
 
 _LINE = re.compile(r"= (?P<kind>.{11}) (?P<size>\d+) (?P<path>.*)", re.DOTALL)
 _ESCAPED = re.compile(rb"\\#(\d{3})")
@@ -92,6 +95,8 @@ def over_ssh(server: Server, listing: Listing, order: Order) -> Iterator[Action]
 
 def daemon(server: Server, listing: Listing, order: Order) -> Iterator[Action]:
     """Bring a listing to a module of an rsync daemon; a password is taken from the variable RSYNC_PASSWORD.
+
+    The module has to have ``use chroot = yes``: without it the daemon alters the texts of links.
 
     Raises:
         RefusedError: each directory should switch over in one step, which takes more than an rsync daemon does.
@@ -195,6 +200,12 @@ class Push:
             self.put(report, self.named, ["--recursive", "--no-inc-recursive"], is_held=is_held)
         elif found.put:
             self.put(report, [action.path for action in found.put], ["--dirs"], is_held=is_held)
+        for action in found.put:
+            if action.path in report.put:
+                # Of what had another kind of thing in its place rsync tells that it is new.
+                report.put[action.path] = action
+            elif not os.path.lexists(f"{self.listing.source}/{action.path}"):
+                report.faults.setdefault(action.path, WENT)
         if not report.faults and found.outermost:
             self.remove(report, found.outermost)
         elif report.faults:
@@ -289,6 +300,12 @@ class Push:
         report.faults |= removal.faults
         self.judge(removal, outcome)
 
+    def sweep(self) -> None:
+        """Remove what a put that failed left on a disk that is full of it; where that fails, the next one does it."""
+        options = ["--recursive", "--existing", "--ignore-existing", "--delete-before", *_SWEEPS]
+        with suppress(UnavailableError):
+            self.run(options, self.named, self.listing.source)
+
     def run(self, options: list[str], paths: list[str], source: str, there: str = "") -> Outcome:
         """Run rsync with a list of paths below a source, to its end; they come below `there` in the destination.
 
@@ -333,7 +350,7 @@ class Push:
                 report.stuck = True
                 report.faults[self.tree_path(found["path"])] = "cannot remove what is in its place"
             elif found := _VANISHED.fullmatch(line):
-                report.faults[self.tree_path(found["path"])] = "it went away while it was sent"
+                report.faults[self.tree_path(found["path"])] = WENT
             elif (found := _QUOTED.fullmatch(line) or _BARE.fullmatch(line)) and (why := _WHY.search(line)):
                 report.faults.setdefault(self.tree_path(found["path"]), f"{_step(found['step'])}{why['why']}")
             elif line and not line.startswith(("rsync warning:", "***")):
@@ -351,6 +368,7 @@ class Push:
             return
         for path, why in report.faults.items():
             if why.endswith(_HOPELESS):
+                self.sweep()
                 raise UnavailableError(f"cannot write {self.server.destination}/{printable(path)}: {why}")
         if status in (_VANISHED_SOME, _LIMITED) or (status == _SOME_FAILED and (report.faults or report.more)):
             return
@@ -359,11 +377,10 @@ class Push:
         text = _SPEAKER.sub("", text) or f"rsync ended with status {status}"
         if any("rsync: " in word and "not found" in word for word in said):
             raise UnavailableError(f"cannot update {self.server.name}: it has no rsync")
-        if status == ssh.NOT_REACHED:
-            raise ssh.not_reached(self.server, outcome.errors)
         if status in _BROKEN or "max connections" in text:
             if self.is_ssh:
                 ssh.forget(self.server, self.order.settings)
+                raise ssh.not_reached(self.server, outcome.errors)
             raise UnreachableError(f"cannot reach {self.server.name}: {text}")
         first = [f"{printable(path)}: {why}" for path, why in report.faults.items()][:1]
         raise UnavailableError(f"cannot update {self.server.name}: {(first or [text])[0]}")
@@ -371,8 +388,10 @@ class Push:
     def tree_path(self, text: str) -> str:
         """Return the tree path of a file that rsync names, by whichever of its names."""
         path = _unescaped(text)
-        for root in (self.server.destination, self.listing.source):
-            if path.startswith(root + "/"):
+        # A daemon tells paths as they are in its module.
+        module = self.server.destination.lstrip("/").partition("/")[2]
+        for root in (self.server.destination, self.listing.source, "/" + module, module):
+            if root.strip("/") and path.startswith(root + "/"):
                 path = path[len(root) + 1 :]
                 break
         path = path.removeprefix("./").strip("/")

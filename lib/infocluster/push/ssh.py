@@ -131,7 +131,7 @@ def not_reached(server: Server, errors: bytes) -> UnavailableError:
     refusals = [line for line in lines if any(words in line for words in _REFUSALS)]
     if refusals:
         return UnavailableError(f"cannot use {server.name}: {names.printable(refusals[-1])}")
-    own = [line for line in lines if not line.startswith("rsync")] or lines
+    own = [line for line in lines if not line.startswith("rsync")]
     return UnreachableError(
         f"cannot reach {server.name}: {names.printable(own[-1]) if own else 'the connection broke'}"
     )

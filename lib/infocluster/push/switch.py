@@ -19,6 +19,7 @@ Source: rename(2), rsync(1) --link-dest.
 import dataclasses
 import posix
 from collections.abc import Iterator
+from contextlib import suppress
 
 from infocluster import files
 from infocluster.errors import UnavailableError
@@ -38,14 +39,6 @@ def end(error):
     sys.stderr.write("infocluster: " + reason + "\\n")
     sys.exit(1)
 
-def enter(destination, path):
-    os.chdir(destination)
-    done = b"."
-    for name in path.split(b"/")[:-1]:
-        done += b"/" + name
-        if not stat.S_ISDIR(os.lstat(done).st_mode):
-            raise ValueError("a directory above it is something else")
-
 def clear(path):
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
@@ -60,8 +53,7 @@ def exchange(one, other):
         code = ctypes.get_errno()
         raise ValueError("its file system exchanges no names: " + os.strerror(code))
 
-def prepare(destination, path, staged):
-    enter(destination, path)
+def prepare(path, staged):
     above, name = os.path.split(path)
     ours = re.compile(re.escape(b".~" + name[:40]) + rb"\\.[0-9a-f]{12}")
     for other in os.listdir(above or b"."):
@@ -89,22 +81,45 @@ def carry(old, new):
     else:
         os.link(old, new, follow_symlinks=False)
 
-def switch(destination, path, staged, mode, left):
-    enter(destination, path)
+def complete(path, staged, mode, left):
     for name in left:
         old, new = os.path.join(path, name), os.path.join(staged, name)
         if os.path.lexists(old) and not os.path.lexists(new) and os.path.isdir(os.path.dirname(new)):
             carry(old, new)
     os.chmod(staged, mode)
-    if os.path.lexists(path):
-        exchange(staged, path)
-    else:
-        os.rename(staged, path)
-    clear(staged)
 
-def discard(destination, staged):
+def enter_all(destination, stages):
     os.chdir(destination)
-    clear(staged)
+    for path, staged, mode, left in stages:
+        done = b"."
+        for name in path.split(b"/")[:-1]:
+            done += b"/" + name
+            if not stat.S_ISDIR(os.lstat(done).st_mode):
+                raise ValueError("a directory above it is something else")
+
+def prepare_all(destination, stages):
+    enter_all(destination, stages)
+    for path, staged, mode, left in stages:
+        prepare(path, staged)
+
+def switch_all(destination, stages):
+    enter_all(destination, stages)
+    for path, staged, mode, left in stages:
+        complete(path, staged, mode, left)
+    for path, staged, mode, left in stages:
+        if os.path.lexists(path):
+            exchange(staged, path)
+        else:
+            os.rename(staged, path)
+        sys.stdout.write("switched\\n")
+        sys.stdout.flush()
+    for path, staged, mode, left in stages:
+        clear(staged)
+
+def discard_all(destination, stages):
+    os.chdir(destination)
+    for path, staged, mode, left in stages:
+        clear(staged)
 
 def attempt(call, *arguments):
     try:
@@ -140,27 +155,23 @@ def work(push: Push) -> Iterator[Action]:
     stages = list(_stages(push, plan))
     others = [action for action in plan if not any(_is_in(action.path, stage.path) for stage in stages)]
     report = Report()
-    done: list[Action] = []
-    started: list[_Stage] = []
+    switched = 0
     try:
         if put := [action.path for action in others if action.verb != "remove"]:
             push.put(report, put, ["--dirs"])
+        if stages:
+            _ask(push, "prepare_all", stages)
         for stage in stages:
-            _told(push, stage.path, "prepare", stage.path, stage.staged)
-            started.append(stage)
             _fill(push, report, stage)
-        if not report.faults:
-            while started:
-                stage = started[0]
-                arguments = (stage.node.mode & 0o777 | 0o700, stage.left)
-                _told(push, stage.path, "switch", stage.path, stage.staged, *arguments)
-                started.pop(0)
-                done += [action for action in plan if _is_in(action.path, stage.path)]
-            if push.absent:
-                push.remove(report, push.absent)
+        if stages and not report.faults:
+            switched = _ask(push, "switch_all", stages)
+        if push.absent and not report.faults:
+            push.remove(report, push.absent)
     finally:
-        for stage in started:
-            _discard(push, stage)
+        if switched < len(stages):
+            with suppress(UnavailableError):
+                _ask(push, "discard_all", stages[switched:])
+    done = [action for action in plan if any(_is_in(action.path, stage.path) for stage in stages[:switched])]
     yield from done
     yield from report.actions()
     if report.faults:
@@ -191,36 +202,31 @@ def _fill(push: Push, report: Report, stage: _Stage) -> None:
         report.faults[f"{stage.path}/{path}"] = why
 
 
-def _told(push: Push, path: str, function: str, *arguments: object) -> None:
-    """Have the server do a step, and raise UnavailableError where it cannot."""
-    outcome = ssh.run(push.server, ["python3", "-"], push.order, _PROGRAM + _call(push, function, arguments))
+def _ask(push: Push, function: str, stages: list[_Stage]) -> int:
+    """Have the server do a step, and return in how many directories it was done.
+
+    Raises:
+        UnavailableError: it cannot, in none of them or behind those that were done.
+    """
+    values = [(stage.path, stage.staged, stage.node.mode & 0o777 | 0o700, stage.left) for stage in stages]
+    call = f"attempt({function}, {_literal(push.server.destination)}, {_literal(values)})\n"
+    outcome = ssh.run(push.server, ["python3", "-"], push.order, _PROGRAM + call.encode("ascii"))
+    done = outcome.output.count(b"\n")
     if outcome.status == 0:
-        return
+        return done
     lines = outcome.errors.decode("utf-8", "backslashreplace").strip().splitlines()
     why = lines[-1].removeprefix("infocluster: ") if lines else f"status {outcome.status}"
     if outcome.status == NOT_FOUND:
         why = "it has no python3, which does it there"
-    raise UnavailableError(f"cannot switch over {printable(path)} on {push.server.name}: {printable(why)}")
-
-
-def _discard(push: Push, stage: _Stage) -> None:
-    """Remove what was built and is not wanted; where that fails too, the next run does it."""
-    try:
-        ssh.run(push.server, ["python3", "-"], push.order, _PROGRAM + _call(push, "discard", (stage.staged,)))
-    except UnavailableError:
-        return
-
-
-def _call(push: Push, function: str, arguments: tuple[object, ...]) -> bytes:
-    """Return the call of a function of the program, with texts as the bytes that the server knows them by."""
-    words = ", ".join(_literal(value) for value in (push.server.destination, *arguments))
-    return f"attempt({function}, {words})\n".encode("ascii")
+    path = stages[min(done, len(stages) - 1)].path
+    after = f" and what follows, behind {done} others," if done else ""
+    raise UnavailableError(f"cannot switch over {printable(path)}{after} on {push.server.name}: {printable(why)}")
 
 
 def _literal(value: object) -> str:
     if isinstance(value, str):
         return repr(value.encode("utf-8", "surrogateescape"))
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{', '.join(_literal(item) for item in value)}]"
     return repr(value)
 
