@@ -16,13 +16,14 @@ from infocluster import settings as known
 from infocluster import trees
 from infocluster.cron import progress
 from infocluster.push import run, transport
+from infocluster.push.order import Order
 from infocluster.push.plan import Request
 from infocluster.push.servers import Server
 
 SERVERS, PARALLEL, DELAY_S, FILES = 1000, 50, 0.2, 2000
 
 
-def delayed(server: Server, listing: trees.Listing, order: transport.Order) -> Iterator[trees.Action]:
+def delayed(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
     time.sleep(DELAY_S)
     for number in range(FILES // 10):
         yield trees.Action("update", f"world/{number // 100}/{number}.html", False, 1000)

@@ -11,8 +11,8 @@ import pytest
 from infocluster import trees
 from infocluster.errors import UnavailableError
 from infocluster.push import fan, transport
+from infocluster.push.order import Order, Outcome, UnreachableError
 from infocluster.push.servers import Server
-from infocluster.push.transport import Order, UnreachableError
 
 
 class Net:
@@ -89,7 +89,7 @@ def test_equal_changes_of_many_servers_are_kept_once(net: Net, tmp_path: Path) -
 
 
 def test_interrupt_stops_every_server_and_leaves_no_thread(net: Net, tmp_path: Path) -> None:
-    def interrupt(_job: fan.Job, _outcome: transport.Outcome) -> None:
+    def interrupt(_job: fan.Job, _outcome: Outcome) -> None:
         raise KeyboardInterrupt
 
     before = threading.active_count()

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from infocluster import trees
 from infocluster.errors import UnavailableError
 from infocluster.push import ledger, record, status
+from infocluster.push.order import Outcome
 from infocluster.push.servers import Server
-from infocluster.push.transport import Outcome
 from locks.askers import LIB
 
 SERVERS = [Server(f"web{number}", "web", "ssh", "/srv/www") for number in (1, 2, 3)]

@@ -15,9 +15,9 @@ import pytest
 from infocluster import trees
 from infocluster.errors import ConfigError, RefusedError, UnavailableError
 from infocluster.push import rdist, specials
+from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
 from infocluster.push.skeleton import Skeleton
-from infocluster.push.transport import Order, UnreachableError
 
 SSH = """#!/bin/sh
 # Stands for the way to a server: greets as rdistd does, or fails as ssh does.

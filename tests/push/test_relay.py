@@ -18,8 +18,8 @@ from infocluster.errors import BadInputError, RefusedError
 from infocluster.locks import pathlocks
 from infocluster.push import handover
 from infocluster.push.fan import Job
+from infocluster.push.order import Outcome
 from infocluster.push.servers import Server
-from infocluster.push.transport import Outcome
 
 LEASE_S = 3.0
 SOON_S = 20

@@ -19,8 +19,8 @@ import sshd
 from infocluster import trees
 from infocluster.errors import InfoclusterError, UnavailableError
 from infocluster.push import rsync
+from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
-from infocluster.push.transport import Order, UnreachableError
 
 pytestmark = pytest.mark.skipif(sshd.SSHD is None or sshd.RSYNC is None, reason="no sshd or no rsync here")
 

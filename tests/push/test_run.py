@@ -12,6 +12,7 @@ from infocluster import config, files, trees
 from infocluster.cron import progress
 from infocluster.errors import ConfigError, RefusedError, UnavailableError, UsageError
 from infocluster.push import record, run, transport
+from infocluster.push.order import Order
 from infocluster.push.plan import Request
 from infocluster.push.servers import Server
 
@@ -268,18 +269,18 @@ def test_server_that_takes_too_long_is_told_and_ends(site):
         write(site, f"world/{number}")
     listing = trees.scan(str(site.production))
     server = Server("web1", "web", "local", str(site.delivered("web1")))
-    late = transport.Order({}, ["world"], False, False, time.monotonic() - 1, threading.Event())
+    late = Order({}, ["world"], False, False, time.monotonic() - 1, threading.Event())
     outcome = transport.send(server, listing, late)
     assert outcome.faults == ["not done after -1 s"]
     assert len(outcome.changes) == 1
     stopped = threading.Event()
     stopped.set()
-    order = transport.Order({}, ["world"], False, False, time.monotonic() + 60, stopped)
+    order = Order({}, ["world"], False, False, time.monotonic() + 60, stopped)
     assert transport.send(server, listing, order).faults == ["the push was stopped"]
 
 
 def test_a_fault_of_ours_on_one_server_is_its_own(site):
     listing = trees.scan(str(site.production))
-    order = transport.Order({}, ["world"], False, False, time.monotonic() + 60, threading.Event())
+    order = Order({}, ["world"], False, False, time.monotonic() + 60, threading.Event())
     outcome = transport.send(Server("web1", "web", "none", ""), listing, order)
     assert outcome.faults == ["KeyError: 'none'"]

@@ -14,8 +14,8 @@ import pytest
 import sshd
 from infocluster.errors import ConfigError, UnavailableError
 from infocluster.push import ssh
+from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
-from infocluster.push.transport import Order, UnreachableError
 
 pytestmark = pytest.mark.skipif(sshd.SSHD is None, reason="no sshd here")
 

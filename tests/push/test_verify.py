@@ -18,9 +18,9 @@ from conftest import Site
 from infocluster import config, trees
 from infocluster.errors import UnavailableError, UsageError
 from infocluster.push import plan, verify
+from infocluster.push.order import Order
 from infocluster.push.servers import Server
 from infocluster.push.skeleton import Skeleton
-from infocluster.push.transport import Order
 from locks.askers import LIB, Asker
 
 WAYS = ("local", "ssh", "daemon")
@@ -216,7 +216,7 @@ from infocluster import processes
 from infocluster.push import verify
 from infocluster.push.servers import Server
 from infocluster.push.skeleton import Skeleton
-from infocluster.push.transport import Order
+from infocluster.push.order import Order
 top, there = sys.argv[1:]
 os.setuid(65534)
 wanted = verify.contents(top, ["world"], Skeleton("", top))

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from infocluster import trees
 from infocluster.config import Settings
 from infocluster.push import transport
+from infocluster.push.order import Order, Outcome
 from infocluster.push.servers import Server
-from infocluster.push.transport import Order, Outcome
 
 
 @dataclass(frozen=True, slots=True)

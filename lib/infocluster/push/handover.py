@@ -39,8 +39,8 @@ from infocluster.errors import BadInputError, RefusedError, UsageError
 from infocluster.names import printable, shown
 from infocluster.push import transport
 from infocluster.push.fan import Job
+from infocluster.push.order import Outcome
 from infocluster.push.servers import Server
-from infocluster.push.transport import Outcome
 
 FORMAT = "infocluster relay 1"
 HELLO = {"format": FORMAT, "version": __version__}
@@ -63,7 +63,7 @@ class Share:
         jobs: one a server, their paths below those.
         lease_s: seconds without a word from the master after which the work ends.
         server_timeout_s: seconds that one server may take.
-        atomic: see `transport.Order`.
+        atomic: see `order.Order`.
     """
 
     paths: list[str]

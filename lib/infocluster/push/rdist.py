@@ -37,9 +37,9 @@ from infocluster import files, processes, trees
 from infocluster.errors import ConfigError, RefusedError, UnavailableError, reason
 from infocluster.names import printable
 from infocluster.push import ssh
+from infocluster.push.order import Order
 from infocluster.push.servers import Server
 from infocluster.push.skeleton import REMOVE, SEND, LeftOut, Skeleton, located
-from infocluster.push.transport import Order
 from infocluster.trees import Action, Directory, Listing
 
 OUTPUT_LIMIT_BYTES = 1 << 30

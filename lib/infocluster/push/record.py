@@ -33,7 +33,7 @@ from typing import Any
 
 from infocluster import files, names, trees
 from infocluster.push import servers
-from infocluster.push.transport import Outcome
+from infocluster.push.order import Outcome
 
 FORMAT = "infocluster push 1"
 CHANGES_LIMIT = 1000

@@ -30,8 +30,8 @@ from infocluster.errors import RefusedError, UnavailableError
 from infocluster.names import printable
 from infocluster.processes import Outcome
 from infocluster.push import comparison, ssh
+from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
-from infocluster.push.transport import Order, UnreachableError
 from infocluster.trees import Action, Directory, Listing, join
 
 # From so many files and links on, a server is asked what it lacks before an rsync is started.

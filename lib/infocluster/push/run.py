@@ -19,10 +19,10 @@ from infocluster.errors import InfoclusterError, reason
 from infocluster.locks import pathlocks, slots
 from infocluster.push import fan, ledger, manifest, plan, record, servers
 from infocluster.push.fan import Job
+from infocluster.push.order import Order, Outcome
 from infocluster.push.plan import Request, Say
 from infocluster.push.record import Record
 from infocluster.push.servers import Server
-from infocluster.push.transport import Order, Outcome
 
 # What only some pushes need is loaded by those: naming a few files has to be quick.
 if TYPE_CHECKING:

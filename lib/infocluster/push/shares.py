@@ -29,9 +29,9 @@ from infocluster.names import printable, shown
 from infocluster.push import fan, handover, servers, ssh, transport
 from infocluster.push.fan import Job
 from infocluster.push.handover import Message
+from infocluster.push.order import Order, Outcome
 from infocluster.push.relay import GRACE_S
 from infocluster.push.servers import Server
-from infocluster.push.transport import Order, Outcome
 
 KIND = "push host"
 # Seconds that a push host may need from the connection to its first line.

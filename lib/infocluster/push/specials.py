@@ -17,9 +17,9 @@ from infocluster import processes
 from infocluster.errors import InfoclusterError
 from infocluster.names import printable
 from infocluster.processes import Outcome
+from infocluster.push.order import Order
 from infocluster.push.servers import Server
 from infocluster.push.skeleton import Skeleton
-from infocluster.push.transport import Order
 from infocluster.trees import Action
 
 SHELL = ("/bin/sh", "-s")

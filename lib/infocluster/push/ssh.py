@@ -25,8 +25,8 @@ from infocluster import files, names, processes
 from infocluster.config import Settings
 from infocluster.errors import ConfigError, UnavailableError, reason
 from infocluster.processes import Outcome
+from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
-from infocluster.push.transport import Order, UnreachableError
 
 NOT_REACHED = 255
 ANSWER_LIMIT_BYTES = 1 << 30

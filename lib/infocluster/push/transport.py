@@ -9,62 +9,20 @@ below the named paths only. It may be stopped between two actions. `send` runs a
 Source: rsync(1) and rdist(1) for what is expected of a push.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from infocluster import trees
-from infocluster.config import Settings
-from infocluster.errors import InfoclusterError, UnavailableError
+from infocluster.errors import InfoclusterError, RefusedError, UnavailableError
 from infocluster.names import printable
+from infocluster.push.order import Order, Outcome, UnreachableError
 from infocluster.push.servers import Server
-
-
-class UnreachableError(UnavailableError):
-    """A server could not be reached, or the connection to it broke: it may work when it is tried again."""
-
-
-@dataclass(slots=True)
-class Order:
-    """What is asked of a transport.
-
-    Attributes:
-        settings: all settings.
-        paths: the tree paths that are pushed, none below another; what the listing has is below them.
-        show: whether to change nothing and only tell what would be done.
-        atomic: whether each pushed directory has to switch over in one step.
-        end: when the time is over, as `time.monotonic` has it, s.
-        stopped: set when the whole push is to end.
-        keep: whether a generated distfile is kept.
-    """
-
-    settings: Settings
-    paths: list[str]
-    show: bool
-    atomic: bool
-    end: float
-    stopped: threading.Event
-    keep: bool = False
-
-
-@dataclass(slots=True)
-class Outcome:
-    """How it went on one server.
-
-    ``changes`` has what was installed, updated and removed, in that order of events; ``faults`` a line for each
-    thing that went wrong; ``was_unreachable`` tells that nothing but the connection was at fault.
-    """
-
-    server: str
-    changes: list[trees.Action] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    duration_s: float = 0.0
-    was_unreachable: bool = False
 
 
 def local(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
     """Bring a listing to a directory of this host, which has to exist: a disk that is not mounted is not filled."""
+    if order.atomic:
+        raise RefusedError("cannot switch directories over in one step with the transport local: only over ssh")
     return trees.mirror(listing, server.destination, show=order.show)
 
 

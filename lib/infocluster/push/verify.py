@@ -41,9 +41,9 @@ from infocluster.errors import InfoclusterError, UnavailableError, reason
 from infocluster.locks import pathlocks
 from infocluster.names import printable
 from infocluster.push import plan, servers
+from infocluster.push.order import Order
 from infocluster.push.servers import Server
 from infocluster.push.skeleton import Skeleton, located
-from infocluster.push.transport import Order
 from infocluster.trees import Directory, Listing, join
 
 SAME = b"same"

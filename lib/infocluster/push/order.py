@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a transport is asked for, and how it went: the words between a push and its transports."""
+
+import threading
+from dataclasses import dataclass, field
+
+from infocluster import trees
+from infocluster.config import Settings
+from infocluster.errors import UnavailableError
+
+
+class UnreachableError(UnavailableError):
+    """A server could not be reached, or the connection to it broke: it may work when it is tried again."""
+
+
+@dataclass(slots=True)
+class Order:
+    """What is asked of a transport.
+
+    Attributes:
+        settings: all settings.
+        paths: the tree paths that are pushed, none below another; what the listing has is below them.
+        show: whether to change nothing and only tell what would be done.
+        atomic: whether each pushed directory has to switch over in one step.
+        end: when the time is over, as `time.monotonic` has it, s.
+        stopped: set when the whole push is to end.
+        keep: whether a generated distfile is kept.
+    """
+
+    settings: Settings
+    paths: list[str]
+    show: bool
+    atomic: bool
+    end: float
+    stopped: threading.Event
+    keep: bool = False
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How it went on one server.
+
+    ``changes`` has what was installed, updated and removed, in that order of events; ``faults`` a line for each
+    thing that went wrong; ``was_unreachable`` tells that nothing but the connection was at fault.
+    """
+
+    server: str
+    changes: list[trees.Action] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    duration_s: float = 0.0
+    was_unreachable: bool = False
