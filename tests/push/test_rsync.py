@@ -290,16 +290,18 @@ def test_link_in_the_place_of_a_directory_leads_no_removal_elsewhere(site):
 
 @every_way
 def test_show_tells_what_a_push_would_do_and_changes_nothing(site):
-    for path in ("world/new/page", "world/changed", "world/dir/page"):
+    for path in ("world/new/page", "world/changed", "world/dir/page", "fresh/dir/page"):
         site.write(path, "new content")
     site.write("world/changed", "old", where=site.copy)
     site.write("world/dir", "in the way", where=site.copy)
     site.write("world/gone/page", where=site.copy)
     site.write("other/page", where=site.copy)
     before = state(site.copy)
-    shown = site.push("world", "other/page", show=True)
+    named = ("world", "other/page", "fresh/dir")
+    shown = site.push(*named, show=True)
     assert state(site.copy) == before
-    assert site.push("world", "other/page") == shown
+    assert site.push(*named) == shown
+    assert ("install", "fresh") in told(shown)
     assert ("install", "world/new/page") in told(shown)
     assert ("update", "world/changed") in told(shown)
     assert ("remove", "other/page") in told(shown)
@@ -343,10 +345,13 @@ def test_unfinished_writes_are_not_sent_and_those_on_the_server_are_removed(site
     site.write("world/.~page.0123456789ab")
     site.write("world/.~dir/x")
     site.write("world/page")
+    site.write("world/dir/page")
     site.write("world/.~tmp~/page", where=site.copy)
+    site.write("world/dir/.~tmp~/other", where=site.copy)
+    shutil.copy2(site.source / "world/dir/page", site.copy / "world/dir/page")
     site.write("world/.~old.0123456789ab", where=site.copy)
     site.push("world")
-    assert set(state(site.copy)) == {b"world", b"world/page"}
+    assert set(state(site.copy)) == {b"world", b"world/page", b"world/dir", b"world/dir/page"}
 
 
 @every_way
@@ -584,7 +589,7 @@ def test_daemon_that_says_no_is_heard(site):
 def test_our_environment_does_not_steer_rsync(site, monkeypatch):
     site.write("world/page")
     monkeypatch.setenv("RSYNC_RSH", "false")
-    monkeypatch.setenv("RSYNC_CONNECT_PROG", "false")
+    monkeypatch.setenv("RSYNC_CHECKSUM_LIST", "nosuch")
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     assert ("install", "world/page") in told(site.push("world"))
 
