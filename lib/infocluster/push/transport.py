@@ -20,7 +20,11 @@ from infocluster.push.servers import Server
 
 
 def local(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
-    """Bring a listing to a directory of this host, which has to exist: a disk that is not mounted is not filled."""
+    """Bring a listing to a directory of this host, which has to exist: a disk that is not mounted is not filled.
+
+    Raises:
+        RefusedError: the order is to switch directories over in one step, which nothing here does.
+    """
     if order.atomic:
         raise RefusedError("cannot switch directories over in one step with the transport local: only over ssh")
     return trees.mirror(listing, server.destination, show=order.show)
