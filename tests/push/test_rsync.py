@@ -22,8 +22,6 @@ from infocluster.push import rsync
 from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
 
-pytestmark = pytest.mark.skipif(sshd.SSHD is None or sshd.RSYNC is None, reason="no sshd or no rsync here")
-
 # ssh: rsync compares. find: the server tells what it lacks. daemon: an rsync daemon.
 WAYS = ("ssh", "find", "daemon")
 NEVER, ALWAYS = 10**9, 0
@@ -47,8 +45,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def daemon_port(tmp_path_factory):
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
+    assert os.geteuid() == 0, "the rsync daemon of these tests needs root"
     root = tmp_path_factory.mktemp("daemon")
     base = tmp_path_factory.getbasetemp()
     modules = f"[all]\npath = {base}\nread only = no\n[fixed]\npath = {base}\nread only = yes\n"
@@ -388,8 +385,7 @@ def mounted(tmp_path):
     def mount(point, *options):
         point.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(["mount", *options, str(point)], capture_output=True, text=True)
-        if done.returncode != 0:
-            pytest.skip(done.stderr)
+        assert done.returncode == 0, done.stderr
         points.append(point)
 
     yield mount

@@ -17,8 +17,6 @@ from infocluster.push import ssh
 from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
 
-pytestmark = pytest.mark.skipif(sshd.SSHD is None, reason="no sshd here")
-
 
 @pytest.fixture
 def cluster(tmp_path):

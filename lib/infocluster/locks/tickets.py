@@ -83,7 +83,7 @@ def local(seconds: float) -> str:
 
 def origin() -> dict[str, Any]:
     """Return what every ticket says first: user, host and pid of this process."""
-    return {"user": _user(), "host": os.uname().nodename, "pid": os.getpid()}
+    return {"user": user(), "host": os.uname().nodename, "pid": os.getpid()}
 
 
 class Ticket:
@@ -322,7 +322,7 @@ def _line(shape: dict[str, Any]) -> bytes:
     return json.dumps(shape).encode() + b"\n"
 
 
-def _user() -> str:
+def user() -> str:
     """Return who asks: whoever called sudo, as far as the environment tells, or the user this runs as."""
     called_by = os.environ.get("SUDO_USER", "")
     if names.is_name(called_by):

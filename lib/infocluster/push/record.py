@@ -25,13 +25,12 @@ Source: documentation of wwwpush; ClusterShell's node sets.
 
 import json
 import os
-import pwd
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from infocluster import files, names, trees
+from infocluster import files, trees
 from infocluster.push import servers
 from infocluster.push.order import Outcome
 
@@ -130,14 +129,3 @@ def keep(record: Record, directory: str) -> None:
     for name in kept[:-RECORDS_KEPT]:
         with suppress(FileNotFoundError):
             os.unlink(f"{directory}/{name}")
-
-
-def user() -> str:
-    """Return who asks: whoever called sudo, as far as the environment tells, or the user this runs as."""
-    called_by = os.environ.get("SUDO_USER", "")
-    if names.is_name(called_by):
-        return called_by
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())

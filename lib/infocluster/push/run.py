@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from infocluster import config, names, trees
 from infocluster.config import Settings
 from infocluster.errors import InfoclusterError, reason
-from infocluster.locks import pathlocks, slots
+from infocluster.locks import pathlocks, slots, tickets
 from infocluster.push import fan, ledger, manifest, plan, record, servers
 from infocluster.push.fan import Job
 from infocluster.push.order import Order, Outcome
@@ -115,7 +115,7 @@ def push(
         "format": record.FORMAT,
         "program": request.program,
         "kind": request.kind,
-        "user": record.user(),
+        "user": tickets.user(),
         "pid": os.getpid(),
         "started": round(started, 3),
         "waited_s": round(waited_s, 3),
