@@ -23,11 +23,14 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from infocluster import files
 from infocluster.errors import RefusedError, UnavailableError, reason
 from infocluster.names import printable
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 # (type and permissions, size in bytes, mtime in ns, text of a link): two that are equal need no copy.
 Entry = tuple[int, int, int, str]
@@ -36,9 +39,12 @@ Entry = tuple[int, int, int, str]
 Leave = Callable[[str, str, int], str | None]
 
 ABSENT = -1
+NOT_ALL = "not everything new could be put in place"
 SPECIAL = "neither file, directory nor symbolic link"
 DEPTH_LIMIT = 256
 CHUNK_BYTES = 1 << 20
+# Files that are written before they go to the disk together, and how many are on their way there at once.
+BATCH, SYNCS = 64, 8
 WHOLE_SECOND_NS = 1_000_000_000
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -145,7 +151,7 @@ def open_directory(root: str | int, path: str, make: bool = False) -> int:
             except FileNotFoundError:
                 if not make:
                     raise
-                below = _made(fd, name, 0o755, True)
+                below = _made(fd, name, 0o755, durable=True)
             except OSError:
                 if _is_link(fd, name):
                     raise RefusedError(
@@ -225,6 +231,7 @@ def mirror(
         UnavailableError: a root cannot be opened, or nothing more can be written (a full or failing disk).
     """
     source_fd = destination_fd = -1
+    work: _Mirror | None = None
     try:
         try:
             source_fd = os.open(listing.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -235,11 +242,14 @@ def mirror(
         except OSError as error:
             raise UnavailableError(f"cannot open {destination}: {reason(error)}") from error
         work = _Mirror(source_fd, destination_fd, destination, show, durable, keep)
-        yield from work.fill(destination_fd, listing.top, "")
+        yield from work.finished(work.fill(destination_fd, listing.top, ""))
         yield from work.remove_gone()
+        work.sync()
     except OSError as error:
         raise UnavailableError(f"cannot update {destination}: {reason(error)}") from error
     finally:
+        if work is not None:
+            work.leave_disk()
         for fd in (source_fd, destination_fd):
             if fd >= 0:
                 os.close(fd)
@@ -367,10 +377,82 @@ class _Mirror:
         self.show = show
         self.durable = durable
         self.keep = keep
+        self.changed: list[str] = []
+        self.syncing: Executor | None = None
         self.failed = False
         self.gone: list[tuple[str, list[str]]] = []
 
-    def fill(self, there: int, wanted: Directory, path: str) -> Iterator[Action]:
+    def finished(self, steps: "Iterator[Action | _Staged]") -> Iterator[Action]:
+        """Yield what is done, in its order; what is staged goes to the disk with others, then gets its name."""
+        batch: list[Action | _Staged] = []
+        count = 0
+        try:
+            for step in steps:
+                if isinstance(step, Action) and not batch:
+                    yield step
+                    continue
+                batch.append(step)
+                count += isinstance(step, _Staged)
+                if count == BATCH:
+                    yield from self.named(batch)
+                    count = 0
+            yield from self.named(batch)
+        finally:
+            for step in batch:
+                if isinstance(step, _Staged):
+                    step.drop()
+
+    def named(self, batch: "list[Action | _Staged]") -> Iterator[Action]:
+        """Give the names to what is staged; take from a batch what is done."""
+        batch.reverse()
+        while batch:
+            step = batch.pop()
+            if isinstance(step, Action):
+                yield step
+                continue
+            try:
+                yield from self.name(step)
+            finally:
+                step.drop()
+
+    def name(self, step: "_Staged") -> Iterator[Action]:
+        aside = step.aside
+        try:
+            step.written.result()
+            _rename(step.there, step.temporary, step.name, aside)
+            step.temporary = ""
+            yield step.action
+            if aside is not None:
+                yield from self.try_to_remove(step.there, aside, step.action.path, below_only=True)
+        except OSError as error:
+            yield self.fault(step.action.path, error)
+
+    def sync(self) -> None:
+        """Make durable which names were given and taken."""
+        paths = list(dict.fromkeys(self.changed))
+        for start in range(0, len(paths), BATCH):
+            waits: list[Future[None]] = []
+            for path in paths[start : start + BATCH]:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError, RefusedError):
+                    waits.append(self.disk().submit(_sync_and_close, open_directory(self.destination, path)))
+            for wait in waits:
+                wait.result()
+
+    def disk(self) -> "Executor":
+        """Return who writes to the disk while the walk goes on, so that what is written shares its waits."""
+        if self.syncing is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self.syncing = ThreadPoolExecutor(SYNCS)
+        return self.syncing
+
+    def leave_disk(self) -> None:
+        """Wait for the last write, and need no more."""
+        if self.syncing is not None:
+            self.syncing.shutdown()
+            self.syncing = None
+
+    def fill(self, there: int, wanted: Directory, path: str) -> "Iterator[Action | _Staged]":
         """Put in place what is new or changed in one directory and below; note what is to go.
 
         Args:
@@ -404,9 +486,9 @@ class _Mirror:
             self.gone.append((path, sorted(gone)))
         for name in sorted(wanted.directories):
             yield from self.enter(there, name, found.get(name), wanted.directories[name], join(path, name))
-        changed = stale or wrong or not wanted.directories.keys() <= found.keys()
-        if changed and self.durable and there >= 0 and not self.show:
-            os.fsync(there)
+        made = any(name not in found or not stat.S_ISDIR(found[name][0]) for name in wanted.directories)
+        if (stale or wrong or made) and self.durable and there >= 0 and not self.show:
+            self.changed.append(path)
 
     def found(self, there: int, wanted: Directory) -> dict[str, Entry]:
         if there < 0:
@@ -436,7 +518,7 @@ class _Mirror:
 
     def put_all(
         self, there: int, wrong: list[str], found: dict[str, Entry], wanted: Directory, path: str
-    ) -> Iterator[Action]:
+    ) -> "Iterator[Action | _Staged]":
         here = -1
         try:
             if not self.show:
@@ -449,7 +531,9 @@ class _Mirror:
             if here >= 0:
                 os.close(here)
 
-    def put(self, here: int, there: int, name: str, old: Entry | None, new: Entry, path: str) -> Iterator[Action]:
+    def put(
+        self, here: int, there: int, name: str, old: Entry | None, new: Entry, path: str
+    ) -> "Iterator[Action | _Staged]":
         """Put one file or link in place, over whatever has its name."""
         action = Action("update" if old else "install", path, False, new[1])
         try:
@@ -458,14 +542,19 @@ class _Mirror:
             # A directory that has to make way goes aside first, and is removed when its successor stands.
             aside = files.temporary_name(name) if old is not None and stat.S_ISDIR(old[0]) else None
             if not self.show and (old is None or old[1:] != new[1:] or not _chmod(there, name, new)):
-                _copy(here, there, name, new, aside, self.durable)
+                if self.durable and stat.S_ISREG(new[0]):
+                    yield _staged(here, there, name, action, aside, self.disk())
+                    return
+                _copy(here, there, name, new, aside)
             yield action
             if aside is not None:
                 yield from self.try_to_remove(there, name if self.show else aside, path, below_only=True)
         except (OSError, RefusedError) as error:
             yield self.fault(path, error)
 
-    def enter(self, there: int, name: str, old: Entry | None, wanted: Directory, path: str) -> Iterator[Action]:
+    def enter(
+        self, there: int, name: str, old: Entry | None, wanted: Directory, path: str
+    ) -> "Iterator[Action | _Staged]":
         """Go on in a directory below, which is made where it is missing."""
         is_there = old is not None and stat.S_ISDIR(old[0])
         if not is_there and not _holds(wanted):
@@ -477,7 +566,7 @@ class _Mirror:
                 if not self.show:
                     if old is not None:
                         os.unlink(name, dir_fd=there)
-                    below = _made(there, name, mode, self.durable)
+                    below = _made(there, name, mode)
                 yield Action("install" if old is None else "update", path, True)
             else:
                 below = os.open(name, _OPEN_DIRECTORY, dir_fd=there)
@@ -497,7 +586,7 @@ class _Mirror:
         for path, gone in self.gone:
             if self.failed:
                 for name in gone:
-                    yield Action("keep", join(path, name), False, 0, "not everything new could be put in place")
+                    yield Action("keep", join(path, name), False, 0, NOT_ALL)
                 continue
             try:
                 there = open_directory(self.destination, path)
@@ -508,7 +597,7 @@ class _Mirror:
                 for name in gone:
                     yield from self.try_to_remove(there, name, join(path, name))
                 if self.durable and not self.show:
-                    os.fsync(there)
+                    self.changed.append(path)
             finally:
                 os.close(there)
 
@@ -626,7 +715,7 @@ def _entry(fd: int, name: str, status: os.stat_result) -> Entry:
     return (status.st_mode, 0, 0, "")
 
 
-def _made(fd: int, name: str, mode: int, durable: bool) -> int:
+def _made(fd: int, name: str, mode: int, durable: bool = False) -> int:
     """Make a directory, unless somebody just did, and return a descriptor of it."""
     try:
         os.mkdir(name, 0o700, dir_fd=fd)
@@ -663,7 +752,76 @@ def _chmod(there: int, name: str, new: Entry) -> bool:
         os.close(fd)
 
 
-def _copy(here: int, there: int, name: str, new: Entry, aside: str | None, durable: bool) -> None:
+class _Staged:
+    """A file that has a temporary name, and is on its way to the disk.
+
+    ``there`` is a descriptor of its directory, ``fd`` of the file; ``temporary`` is "" when it has its own name.
+    """
+
+    __slots__ = ("action", "aside", "fd", "name", "temporary", "there", "written")
+
+    def __init__(
+        self,
+        there: int,
+        fd: int,
+        name: str,
+        temporary: str,
+        action: Action,
+        aside: str | None,
+        written: "Future[None]",
+    ) -> None:
+        self.there = there
+        self.fd = fd
+        self.name = name
+        self.temporary = temporary
+        self.action = action
+        self.aside = aside
+        self.written = written
+
+    def drop(self) -> None:
+        """Close it, and remove it where it did not get its name."""
+        self.written.cancel() or self.written.exception()
+        try:
+            if self.temporary:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.temporary, dir_fd=self.there)
+        finally:
+            os.close(self.fd)
+            os.close(self.there)
+
+
+def _staged(here: int, there: int, name: str, action: Action, aside: str | None, disk: "Executor") -> _Staged:
+    """Write a file of one directory into another under a temporary name. Raises OSError, and then leaves nothing."""
+    temporary = files.temporary_name(name)
+    fd = _copy_file(here, there, name, temporary)
+    try:
+        return _Staged(os.dup(there), fd, name, temporary, action, aside, disk.submit(os.fsync, fd))
+    except BaseException:
+        os.close(fd)
+        os.unlink(temporary, dir_fd=there)
+        raise
+
+
+def _sync_and_close(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _rename(there: int, temporary: str, name: str, aside: str | None) -> None:
+    """Give a file or link its name; a directory that has it goes aside. Raises OSError, and then all is as it was."""
+    if aside is not None:
+        os.rename(name, aside, src_dir_fd=there, dst_dir_fd=there)
+    try:
+        os.rename(temporary, name, src_dir_fd=there, dst_dir_fd=there)
+    except OSError:
+        if aside is not None:
+            os.rename(aside, name, src_dir_fd=there, dst_dir_fd=there)
+        raise
+
+
+def _copy(here: int, there: int, name: str, new: Entry, aside: str | None) -> None:
     """Put a file or link of one directory into another, whole.
 
     Args:
@@ -672,7 +830,6 @@ def _copy(here: int, there: int, name: str, new: Entry, aside: str | None, durab
         name: its name in both.
         new: what it was when the source was listed.
         aside: the temporary name for a directory that stands in its place, or None.
-        durable: whether its content is on the disk before it gets its name.
 
     Raises:
         OSError: the destination is as it was, and no temporary name is left.
@@ -682,43 +839,39 @@ def _copy(here: int, there: int, name: str, new: Entry, aside: str | None, durab
         if stat.S_ISLNK(new[0]):
             os.symlink(new[3], temporary, dir_fd=there)
         else:
-            _copy_file(here, there, name, temporary, durable)
-        if aside is not None:
-            os.rename(name, aside, src_dir_fd=there, dst_dir_fd=there)
-        try:
-            os.rename(temporary, name, src_dir_fd=there, dst_dir_fd=there)
-        except OSError:
-            if aside is not None:
-                os.rename(aside, name, src_dir_fd=there, dst_dir_fd=there)
-            raise
+            os.close(_copy_file(here, there, name, temporary))
+        _rename(there, temporary, name, aside)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=there)
         raise
 
 
-def _copy_file(here: int, there: int, name: str, temporary: str, durable: bool) -> None:
+def _copy_file(here: int, there: int, name: str, temporary: str) -> int:
+    """Write a file of one directory into another, return a descriptor. Raises OSError, and then leaves nothing."""
     source = os.open(name, _OPEN_SOURCE, dir_fd=here)
+    target = -1
     try:
         before = os.fstat(source)
         if not stat.S_ISREG(before.st_mode):
             raise OSError(errno.EINVAL, "it is no longer a file")
         target = os.open(temporary, _OPEN_TARGET, 0o600, dir_fd=there)
-        try:
-            left = before.st_size
-            while chunk := os.read(source, min(max(left, 1), CHUNK_BYTES)):
-                files.write_all(target, chunk)
-                left -= len(chunk)
-                if left == 0:
-                    break
-            os.fchmod(target, before.st_mode & 0o777)
-            os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
-            if durable:
-                os.fsync(target)
-        finally:
-            os.close(target)
+        left = before.st_size
+        while chunk := os.read(source, min(max(left, 1), CHUNK_BYTES)):
+            files.write_all(target, chunk)
+            left -= len(chunk)
+            if left == 0:
+                break
+        os.fchmod(target, before.st_mode & 0o777)
+        os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
         after = os.fstat(source)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise OSError(errno.EAGAIN, "it changed while it was copied")
+        return target
+    except BaseException:
+        if target >= 0:
+            os.close(target)
+            os.unlink(temporary, dir_fd=there)
+        raise
     finally:
         os.close(source)
