@@ -68,6 +68,12 @@ def _list_of(kind: Kind) -> Kind:
     )
 
 
+def _fits_grant(value: Any) -> bool:
+    group, blank, path = value.partition(" ") if isinstance(value, str) else ("", "", "")
+    return names.is_name(group) and bool(blank) and (path == "*" or _fits_tree_path(path))
+
+
+GRANT = Kind('a group, a blank and a path below the trees or *, such as "webdev world/sample"', _fits_grant)
 DIRECTORIES = _list_of(DIRECTORY)
 TEXTS = _list_of(TEXT)
 
@@ -88,6 +94,7 @@ SECTIONS = {
     "gather": "What visitors and machines send, in files on the server that took it.",
     "survey": "The browser survey: cgi-bin/survey.cgi and batch/survey-nightly.",
     "publish": "Results of batch jobs on their way into the production tree.",
+    "install": "Development trees on their way into the production tree: wwwdinst and wwwuinst.",
     "push": "The production tree on its way to the servers.",
     "mail": "Letters: batch/mail-report and the notices of the other programs.",
     "push_hosts": "Hosts that get what is pushed first and then push it on, each to a share of the servers.",
@@ -167,6 +174,29 @@ TABLE = (
         "publish", "lock_timeout_s", _seconds(0, 86400), 3600,
         "Seconds a job waits for the path locks of installs and pushes before it gives up until its next run.",
     ),
+    Setting(
+        "install", "groups", _list_of(GRANT), [],
+        "Who may install what: members of a group, below a path. None lets everybody install what he may write in "
+        "the development tree, which is asked for in any case. The file owner may install everything.",
+    ),
+    Setting(
+        "install", "sudo", TEXT, "",
+        "The program by which a developer's run goes on as the file owner, such as \"/usr/bin/sudo\"; etc/sudoers "
+        "shows what it has to allow. None: it goes on as the developer, by group permissions.",
+    ),
+    Setting("install", "lock_timeout_s", _seconds(0, 86400), 3600, "Seconds an install waits for its path locks."),
+    Setting("install", "make", DIRECTORY, "/usr/bin/make", "The program that reads a .wwwinstmk."),
+    Setting("install", "make_timeout_s", _seconds(1, 86400), 600, "Seconds it may take in one directory."),
+    Setting(
+        "install", "ignore", TEXTS, [".git", ".svn", ".hg", "CVS", "*~", "#*#", ".#*", ".*.sw[a-p]"],
+        "Names that are left alone in every directory, with the wildcards of .wwwinstrc. RCS and *,v always are.",
+    ),
+    Setting(
+        "install", "undo_count", _whole(0, 10000), 50,
+        "Installs that can be undone: what they replaced is kept in STATE_DIR/install/undo.",
+    ),
+    Setting("install", "undo_mb", _whole(0, 1 << 30), 1024, "MB that may take, in all; the oldest goes first."),
+    Setting("install", "log_count", _whole(1, 1000000), 1000, "Installs that -log remembers."),
     Setting(
         "push", "slots", _whole(1, 1000), 4,
         "Pushes that run on this host at once; each serves many servers. May change while pushes run.",
