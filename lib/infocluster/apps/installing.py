@@ -274,10 +274,9 @@ def _check_writable(paths: Sequence[str], production_dir: str) -> None:
         finally:
             os.close(fd)
         if not may:
-            user = accounts.by_number(os.geteuid()).name
+            user, place = accounts.by_number(os.geteuid()).name, printable(f"{production_dir}/{there}".rstrip("/"))
             raise RefusedError(
-                f"cannot install {printable(path)} as {user}: {printable(f'{production_dir}/{there}')} is not "
-                f"for {user} to write; see install.sudo"
+                f"cannot install {printable(path)} as {user}: {place} is not for {user} to write; see install.sudo"
             )
 
 
