@@ -486,8 +486,13 @@ class _Mirror:
             self.gone.append((path, sorted(gone)))
         for name in sorted(wanted.directories):
             yield from self.enter(there, name, found.get(name), wanted.directories[name], join(path, name))
-        made = any(name not in found or not stat.S_ISDIR(found[name][0]) for name in wanted.directories)
-        if (stale or wrong or made) and self.durable and there >= 0 and not self.show:
+        if not self.durable or self.show or there < 0:
+            return
+        if (
+            stale
+            or wrong
+            or any(name not in found or not stat.S_ISDIR(found[name][0]) for name in wanted.directories)
+        ):
             self.changed.append(path)
 
     def found(self, there: int, wanted: Directory) -> dict[str, Entry]:

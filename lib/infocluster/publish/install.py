@@ -39,7 +39,7 @@ PROGRAMS = ("wwwdinst", "wwwuinst")
 # A longer one is cut in a temporary name, so that those of two files may look alike.
 NAME_LIMIT = 40
 
-Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], None]]]
 
 
 class Told(NamedTuple):
@@ -255,7 +255,7 @@ def put_back(
     record["undoes"] = of["id"]
     counted = _Counted(tell)
     restored: list[str] = []
-    with _held(of["paths"], request.show, conf, say), progress("putting back", 0, "changes") as advance:
+    with _held(of["paths"], request.show, conf, say), progress("putting back", None, "changes") as advance:
         if not request.show:
             for path in of["paths"]:
                 clear(conf["site"]["production_dir"], path)
