@@ -665,6 +665,39 @@ def test_overlapping_install_waits_for_the_path_lock(site, dev):
     assert read(site.production) == {"world/a/x": "x", "world/b/y": "y"}
 
 
+def test_install_under_way_is_waited_for_by_an_install_above_and_a_push_below(site, dev):
+    """The first one stops in its make, under its locks, until it is told to go on."""
+    os.mkfifo(site.root / "go")
+    makefile = f"all: ; echo made >one; read line <{site.root}/go; echo made >two\n"
+    build(dev, {"world/a/.wwwinstmk": (makefile, 0o644), "world/a/sub/x": "x"})
+    build(site.production, {"world/a": None})
+    runs = [started(site, "wwwdinst", "world/a")]
+    try:
+        # Opened for writing when the make reads it: from here on its locks are held.
+        with open(site.root / "go", "w") as go:
+            for command in (
+                ["wwwuinst", "-show", "world/a/sub"],
+                ["wwwdinst", "world/a/sub"],
+                ["wwwpush", "world/a"],
+            ):
+                runs.append(started(site, *command))
+            assert runs[1].wait(60) == 77  # what changes nothing waits for nobody
+            assert runs[2].stdout.readline().startswith("waiting for world/a/sub: ")
+            assert runs[3].stdout.readline().startswith("waiting for world/a: ")
+            assert read(site.production) == {"world/a": None}
+            go.write("go on\n")
+        outputs = [run.communicate(timeout=60)[0].splitlines() for run in runs]
+    finally:
+        for run in runs:
+            if run.returncode is None:
+                run.kill()
+                run.communicate()
+    assert [run.returncode for run in (runs[0], *runs[2:])] == [0, 0, 0]
+    assert outputs[2] == ["wwwdinst: world/a/sub: nothing to do"]
+    # It was pushed whole, not as it stood when the push was asked for.
+    assert read(site.delivered("web1")) == {"world/a/one": "made\n", "world/a/two": "made\n", "world/a/sub/x": "x"}
+
+
 def test_publish_that_was_killed_is_completed_before(site, dev):
     build(dev, {"world/a/.wwwinstrc": "out\n", "world/a/x": "x"})
     (site.production / "world/a").mkdir()
