@@ -74,6 +74,23 @@ def _fits_grant(value: Any) -> bool:
 
 
 GRANT = Kind('a group, a blank and a path below the trees or *, such as "webdev world/sample"', _fits_grant)
+
+
+def _fits_network(value: Any) -> bool:
+    import ipaddress
+
+    try:
+        return isinstance(value, str) and bool(ipaddress.ip_network(value))
+    except ValueError:
+        return False
+
+
+def _fits_core_filer(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= names.NAME_LIMIT and value.isprintable()
+
+
+NETWORK = Kind('an address or network, such as "192.0.2.7" or "192.0.2.0/24"', _fits_network)
+CORE_FILER = Kind(f"a name of at most {names.NAME_LIMIT} printable characters", _fits_core_filer)
 DIRECTORIES = _list_of(DIRECTORY)
 TEXTS = _list_of(TEXT)
 
@@ -97,12 +114,15 @@ SECTIONS = {
     "install": "Development trees on their way into the production tree: wwwdinst and wwwuinst.",
     "push": "The production tree on its way to the servers.",
     "mail": "Letters: batch/mail-report and the notices of the other programs.",
+    "poll": "The polling agent: cgi-bin/poll.cgi and batch/backup-watch, on the host that a storage cluster polls.",
     "push_hosts": "Hosts that get what is pushed first and then push it on, each to a share of the servers.",
     "groups": "Names for sets of servers. Repeat the section for each.",
     "servers": "One section a server, or a set of equal ones. Repeat it for each.",
+    "core_filers": "Core filers whose backups the polling agent looks after. Repeat the section for each; every "
+    "backend has an example in lib/infocluster/poll/backends/.",
 }
 
-REPEATED = frozenset({"push_hosts", "groups", "servers"})
+REPEATED = frozenset({"push_hosts", "groups", "servers", "core_filers"})
 
 # A setting's type, default and reason stand together.
 # fmt: off
@@ -236,6 +256,32 @@ TABLE = (
     Setting("mail", "from", TEXT, "www-mgmt@localhost", "Who the letters are from."),
     Setting("mail", "to", TEXTS, ["www-mgmt@localhost"], "Who gets the night's report."),
     Setting(
+        "poll", "state_dir", TEXT, "",
+        "Where the states are: on a local disk, the server's user's own. \"\" means $SERVER_GATHER/poll.",
+    ),
+    Setting(
+        "poll", "allow", _list_of(NETWORK), [],
+        "Who may ask: the cluster's addresses, and those of people and backups that report. None lets all ask.",
+    ),
+    Setting(
+        "poll", "token", TEXT, "",
+        "The file in etc/secrets that holds the token every poll has to bring, as in poll.cgi?token=... None: none.",
+    ),
+    Setting("poll", "age_s", _whole(0, 31622400), 86400, "Seconds that a target time may lie in the past."),
+    Setting("poll", "horizon_s", _whole(0, 31622400), 691200, "Seconds that a target time may lie in the future."),
+    Setting(
+        "poll", "keep_days", _whole(1, 3650), 30,
+        "Days that a state is kept after its target time is no longer taken: what was released stays so.",
+    ),
+    Setting(
+        "poll", "states_limit", _whole(1, 1000000), 5000,
+        "States of one core filer at once; a poll for one more is answered 503.",
+    ),
+    Setting("poll", "poll_s", _seconds(1, 86400), 10, "Seconds between polls; status.cgi tells when one is overdue."),
+    Setting("poll", "follow_s", _seconds(0.1, 3600), 5, "Seconds between two rounds of backup-watch -follow."),
+    Setting("poll", "start_timeout_s", _seconds(0.1, 3600), 60, "Seconds that starting a backup may take."),
+    Setting("poll", "ask_timeout_s", _seconds(0.1, 3600), 30, "Seconds that asking how it stands may take."),
+    Setting(
         "push_hosts", "name", TEXT, None,
         "The host name of a push host, or several as a node set: \"push[1-2].example.edu\". Required.",
     ),
@@ -271,6 +317,53 @@ TABLE = (
         "The distfile skeleton of this kind of server, in etc/, e.g. \"distfile.web.skel\": it says what is not sent "
         "there. None sends everything.",
     ),
+    Setting(
+        "core_filers", "name", CORE_FILER, None,
+        "The core filer's administrative name, as the cluster sends it in mass. Required.",
+    ),
+    Setting(
+        "core_filers", "backend", NAME, None,
+        "How its backup is started and asked: \"command\", \"marker\", \"url\", \"systemd\", \"snapshots\" (restic, "
+        "borg), \"callback\", or a module of your own in lib/infocluster/poll/backends/. Required.",
+    ),
+    Setting(
+        "core_filers", "on_failure", _one_of("hold", "release"), "hold",
+        "What becomes of a backup that failed or expired. hold: the cluster is never told to go on. release: it is, "
+        "hold_s after its first poll, without a backup; the operator gets a letter.",
+    ),
+    Setting("core_filers", "hold_s", _seconds(0, 2678400), 3600, "Seconds after the first poll, for on_failure."),
+    Setting(
+        "core_filers", "limit_s", _seconds(1, 2678400), 43200,
+        "Seconds after target time and first poll until a backup that is not complete has expired.",
+    ),
+    Setting(
+        "core_filers", "start", TEXTS, [],
+        "The command that starts the backup and returns; in its arguments %m is the core filer, %t the target time, "
+        "%r the run, %j the job. For all backends but url and systemd; only command needs one.",
+    ),
+    Setting(
+        "core_filers", "status", TEXTS, [],
+        "command: the command that ends with 0 when the backup is complete, 75 while it runs. snapshots: one that "
+        "lists snapshots as JSON.",
+    ),
+    Setting(
+        "core_filers", "secret", TEXT, "",
+        "A file in etc/secrets. callback: the key of its tokens. url: what is sent as Authorization.",
+    ),
+    Setting("core_filers", "marker", TEXT, "", "marker: the file that the backup touches; %m, %t, %r, %j as above."),
+    Setting("core_filers", "marker_age_s", _seconds(0, 86400), 0, "marker: seconds since it was touched last."),
+    Setting("core_filers", "marker_text", TEXT, "", "marker: a line that has to stand in it, such as \"done %t\"."),
+    Setting("core_filers", "unit", TEXT, "", "systemd: the unit, such as \"backup@%m.service\"."),
+    Setting("core_filers", "systemctl", DIRECTORY, "/usr/bin/systemctl", "systemd: the program that is asked."),
+    Setting("core_filers", "list_pointer", TEXT, "", "snapshots: JSON pointer to the list; \"\" is the whole."),
+    Setting("core_filers", "time_pointer", TEXT, "/time", "snapshots: JSON pointer from an item to its time."),
+    Setting("core_filers", "start_url", TEXT, "", "url: the address of the POST that starts the backup."),
+    Setting("core_filers", "job_pointer", TEXT, "", "url: JSON pointer to the job in the reply; \"\" means none."),
+    Setting("core_filers", "status_url", TEXT, "", "url: the address of the GET that says how it stands."),
+    Setting("core_filers", "state_pointer", TEXT, "/state", "url: JSON pointer to the word that says so."),
+    Setting("core_filers", "complete_words", TEXTS, ["complete"], "url: words there that say it is complete."),
+    Setting("core_filers", "failed_words", TEXTS, ["failed"], "url: words there that say it failed."),
+    Setting("core_filers", "progress_pointer", TEXT, "", "url: JSON pointer to how far it is; \"\" means none."),
 )
 # fmt: on
 
@@ -377,7 +470,7 @@ class _Checked:
                 raise self.fault(section, name, "has to be set", place)
             if not setting.kind.fits(value):
                 raise self.fault(section, name, f"{toml(value)}: expected {setting.kind.expected}", place)
-            result[name] = self.absolute(value) if name in _DIRECTORIES else value
+            result[name] = self.absolute(value) if value and name in _DIRECTORIES else value
         return result
 
     def absolute(self, value: Any) -> Any:
