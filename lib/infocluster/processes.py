@@ -11,8 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 from infocluster.errors import UnavailableError, reason
 
@@ -25,8 +24,7 @@ CHUNK_BYTES = 1 << 16
 ERRORS_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a program ended: its exit status (negative: the signal that killed it) and what it said."""
 
     status: int

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,7 +129,7 @@ def test_servers_come_go_and_move(book: Book) -> None:
     book.everybody_has_everything()
     book.failed("web1", "world/a")
     one, two, three = book.servers
-    book.servers = [one, replace(two, destination="/new/www"), FTP]
+    book.servers = [one, two._replace(destination="/new/www"), FTP]
     assert book.lacking() == {"web1": ["world/a"], "web2": [""], "ftp1": [""]}
     book.servers.pop()
     book.has("web2", everything=True)

@@ -9,7 +9,6 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -257,7 +256,7 @@ def test_server_of_which_nothing_is_known_gets_everything(world: World) -> None:
     assert world.wanted(["world/a"]) == {"web0": [], "web1": []}
     assert world.wanted() == {"web0": [], "web1": ["world"]}
     # The same name, another disk.
-    world.servers[0] = replace(world.servers[0], destination=world.servers[0].destination + "/new")
+    world.servers[0] = world.servers[0]._replace(destination=world.servers[0].destination + "/new")
     assert world.wanted() == {"web0": ["world"], "web1": ["world"]}
 
 
@@ -331,7 +330,7 @@ def test_many_named_pushes_become_one_part(world: World, monkeypatch: pytest.Mon
 
 def test_families_do_not_mix(world: World) -> None:
     world.write("world/a")
-    ftp = replace(world.servers[0], kind="ftp")
+    ftp = world.servers[0]._replace(kind="ftp")
     manifest.remember(str(world.state), [ftp], world.scan(["world"]), ["world"], [ftp], world.reports.append)
     assert world.wanted() == {"web0": ["world"], "web1": ["world"]}
     world.push(["world"], world.servers)

@@ -130,7 +130,7 @@ def test_share_that_is_not_in_order_is_refused(tree, change, error):
 def test_outcome_arrives_as_it_was_told_and_in_no_other_form():
     told = Outcome("web1", [trees.Action("install", "world/\udcff", False, 5)], ["a fault"], 0.5, True)
     message = handover.read(handover.written(handover.outcome_told(told)))
-    assert handover.outcome_read(message) == told
+    assert handover.outcome_told(handover.outcome_read(message)) == handover.outcome_told(told)
     for name, wrong in [
         ("server", None),
         ("changes", [["fail", "world/a", False, 5]]),

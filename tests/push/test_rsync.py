@@ -18,12 +18,12 @@ import pytest
 import sshd
 from infocluster import trees
 from infocluster.errors import InfoclusterError, UnavailableError
-from infocluster.push import rsync
+from infocluster.push import parcel, rsync, transport
 from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
 
-# ssh: rsync compares. find: the server tells what it lacks. daemon: an rsync daemon.
-WAYS = ("ssh", "find", "daemon")
+# ssh: rsync compares. find: the server tells what it lacks. parcel: it gets that at once. daemon: an rsync daemon.
+WAYS = ("ssh", "find", "parcel", "daemon")
 NEVER, ALWAYS = 10**9, 0
 
 HOSTILE = (
@@ -93,7 +93,7 @@ class Pushed:
         listing = listing or self.listing(*paths, leave=leave)
         settings = self.cluster.settings(**push)
         order = Order(settings, trees.outermost(paths), show, atomic, time.monotonic() + left_s, self.stopped)
-        return list((rsync.daemon if self.way == "daemon" else rsync.over_ssh)(self.server, listing, order))
+        return list((transport.daemon if self.way == "daemon" else transport.over_ssh)(self.server, listing, order))
 
 
 @pytest.fixture
@@ -101,6 +101,8 @@ def site(cluster, tmp_path, request, monkeypatch):
     way = getattr(request, "param", "ssh")
     port = request.getfixturevalue("daemon_port") if way == "daemon" else 0
     monkeypatch.setattr(rsync, "LARGE_COUNT", ALWAYS if way == "find" else NEVER)
+    if way != "parcel":
+        monkeypatch.setattr(parcel, "FEW_COUNT", -1)
     result = Pushed(cluster, tmp_path, way, port, "all")
     result.source.mkdir()
     result.copy.mkdir()
@@ -110,7 +112,7 @@ def site(cluster, tmp_path, request, monkeypatch):
 
 
 every_way = pytest.mark.parametrize("site", WAYS, indirect=True)
-over_ssh = pytest.mark.parametrize("site", WAYS[:2], indirect=True)
+over_ssh = pytest.mark.parametrize("site", WAYS[:3], indirect=True)
 
 
 def wrap(cluster, name, script):
@@ -557,6 +559,30 @@ def test_server_that_lacks_nothing_runs_no_rsync(site, cluster):
     (site.copy / "world/page").chmod(0o600)
     with pytest.raises(InfoclusterError):
         site.push("world")
+
+
+@pytest.mark.parametrize("site", ["parcel"], indirect=True)
+def test_few_small_files_run_no_rsync(site, cluster):
+    page, other = site.write("world/dir/page", "old"), site.write("world/other/a  page\n", "old")
+    os.symlink("https://www.example.edu/", site.source / "world/dir/link")
+    site.push("world")
+    wrap(cluster, "rsync", "exit 9")
+    page.write_text("new")
+    page.chmod(0o2754)
+    os.utime(page, ns=(1, 1_700_000_000_123_456_789))
+    os.link(page, site.source / "world/dir/new -> page")
+    (site.source / "world/dir/link").unlink()
+    os.symlink("https://www.example.edu/new", site.source / "world/dir/link")
+    expected = [("update", "world/dir/link"), ("install", "world/dir/new -> page"), ("update", "world/dir/page")]
+    assert told(site.push("world/dir/page", "world/dir/new -> page", "world/dir/link", show=True)) == expected
+    assert told(site.push("world/dir/page", "world/dir/new -> page", "world/dir/link")) == expected
+    page.chmod(0o754)
+    assert state(site.copy) == state(site.source)
+    assert (site.copy / "world/dir/page").samefile(site.copy / "world/dir/new -> page")
+    other.write_text("newer")
+    assert told(site.push("world")) == [("update", "world/other/a  page\n")]
+    assert state(site.copy) == state(site.source)
+    assert site.push("world") == []
 
 
 @pytest.mark.parametrize("site", ["find"], indirect=True)

@@ -4,7 +4,7 @@
 import pytest
 
 from infocluster.errors import ConfigError, UsageError
-from infocluster.push import servers
+from infocluster.push import nodes, servers
 
 
 def settings(*sections: dict[str, object], groups: dict[str, str] | None = None) -> dict[str, object]:
@@ -30,7 +30,7 @@ def test_node_sets_and_groups_are_unfolded_in_order() -> None:
     ]
     assert found[0].destination == "/srv/web1"
     assert found[-1].port == 2222
-    assert servers.folded(server.name for server in found[2:]) == "a[08-10].example.edu"
+    assert nodes.folded(server.name for server in found[2:]) == "a[08-10].example.edu"
 
 
 @pytest.mark.parametrize(

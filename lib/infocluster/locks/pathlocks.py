@@ -30,7 +30,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 
 from infocluster import names
 from infocluster.errors import RefusedError, UnavailableError, UsageError
@@ -41,7 +40,6 @@ ALL = ""
 PATHS_SHOWN = 3
 
 
-@dataclass(frozen=True, slots=True)
 class Request(Asker):
     """One request for paths: whose, for what, since when, and how it stands.
 
@@ -49,9 +47,13 @@ class Request(Asker):
         ``waits_for`` has the numbers of the earlier requests it conflicts with, lowest first.
     """
 
-    paths: tuple[str, ...]
-    since: float
-    waits_for: tuple[int, ...] = ()
+    __slots__ = ("paths", "since", "waits_for")
+
+    def __init__(self, number: int, user: str, host: str, pid: int, paths: tuple[str, ...], since: float) -> None:
+        super().__init__(number, user, host, pid)
+        self.paths = paths
+        self.since = since
+        self.waits_for: tuple[int, ...] = ()
 
     @property
     def state(self) -> str:
@@ -172,8 +174,8 @@ def holders(directory: str) -> list[Request]:
     for number in tickets.numbers(directory):
         request = _look(directory, number)
         if request is not None:
-            waits_for = tuple(other.number for other in live if conflicts(request.paths, other.paths))
-            live.append(replace(request, waits_for=waits_for))
+            request.waits_for = tuple(other.number for other in live if conflicts(request.paths, other.paths))
+            live.append(request)
     return live
 
 

@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from infocluster.errors import InfoclusterError, RefusedError, UnavailableError
 from infocluster.locks import tickets
@@ -33,12 +32,15 @@ from infocluster.locks.tickets import HOLDS, WAITS, Asker, Say, Ticket
 LOOK_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
 class Request(Asker):
     """One request for a slot: whose, since when (Unix seconds), and since when it has it; None while it waits."""
 
-    since: float
-    held_since: float | None = None
+    __slots__ = ("held_since", "since")
+
+    def __init__(self, number: int, user: str, host: str, pid: int, since: float, held_since: float | None) -> None:
+        super().__init__(number, user, host, pid)
+        self.since = since
+        self.held_since = held_since
 
     @property
     def state(self) -> str:

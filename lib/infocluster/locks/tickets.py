@@ -42,7 +42,6 @@ import pwd
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 from infocluster import files, names
@@ -61,14 +60,16 @@ MUTEX_S = 5.0
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
 class Asker:
     """Whose request it is; ``pid`` is 0 where that cannot be understood."""
 
-    number: int
-    user: str
-    host: str
-    pid: int
+    __slots__ = ("host", "number", "pid", "user")
+
+    def __init__(self, number: int, user: str, host: str, pid: int) -> None:
+        self.number = number
+        self.user = user
+        self.host = host
+        self.pid = pid
 
 
 def who(asker: Asker) -> str:

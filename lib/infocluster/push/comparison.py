@@ -12,40 +12,50 @@ Shape: items end in a null byte; the paths in them are relative to the tree and 
     l./world/old.html//https://www.example.edu/new.html            link: no path has two slashes
     d755 ./world/sample                                            directory
     o./world/pipe                                                  anything else
-    p./world                                                       a directory above a named path
+    p./world                                                       a directory above a named path, or ``p./.``
 
 Source: find(1) of GNU findutils, sort(1), sha256sum(1).
 """
 
-import hashlib
 import os
 import shlex
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
+from infocluster.errors import UnavailableError
+from infocluster.push.servers import Server
 from infocluster.trees import ABSENT, WHOLE_SECOND_NS, Action, Directory, Listing
 
 SAME = b"same"
 NO_DESTINATION = 97
-NO_FIND = 96
-_END = b"end"
+# The item of the destination itself; where find cannot print it, it can print no other.
+_IS_GNU = b"p./."
+END = b"end"
 
 _BUILDING = threading.Lock()
 
 
-@dataclass(slots=True)
 class Items:
-    """A listing as items, with what is asked about it, and the actions that put them where they are missing."""
+    """A listing as items, and what was worked out of them once for all servers that need it.
 
-    all: frozenset[bytes]
-    digest: str
-    above: tuple[str, ...]
-    installs: dict[bytes, Action] | None = None
+    Attributes:
+        all: the items.
+        digest: of all of them in their order, as sha256sum tells it.
+        installs: the actions that put them where they are missing.
+        archives: see `parcel`.
+    """
+
+    __slots__ = ("all", "archives", "digest", "installs")
+
+    def __init__(self, every: frozenset[bytes]) -> None:
+        self.all = every
+        self.digest: str | None = None
+        self.installs: dict[bytes, Action] | None = None
+        self.archives: dict[tuple[str, ...], bytes | None] = {}
 
 
-@dataclass(slots=True)
-class Difference:
+class Difference(NamedTuple):
     """What is to be done on a server.
 
     Attributes:
@@ -54,9 +64,9 @@ class Difference:
         outermost: the tree paths of these that no other of them, and nothing that is put, has below itself.
     """
 
-    put: list[Action] = field(default_factory=list)
-    removals: list[Action] = field(default_factory=list)
-    outermost: list[str] = field(default_factory=list)
+    put: list[Action]
+    removals: list[Action]
+    outermost: list[str]
 
 
 def items(listing: Listing) -> Items:
@@ -67,49 +77,65 @@ def items(listing: Listing) -> Items:
         return listing.worked_out
 
 
+def preamble(destination: str) -> list[str]:
+    """Return how a question to a POSIX shell begins: what exits with NO_DESTINATION where that is not there."""
+    return ["LC_ALL=C", "export LC_ALL", f"cd {shlex.quote(destination)}/ 2>/dev/null || exit {NO_DESTINATION}"]
+
+
+def told(listing: Listing, paths: list[str]) -> list[str]:
+    """Return the commands that tell everything a server has at the paths of a listing."""
+    above = _words([".", *_partial(listing.top, "./")])
+    return [
+        f"find {above} -maxdepth 0 -type d -printf 'p%p\\0' </dev/null 2>/dev/null",
+        f"find {_words(paths)} -type f -printf 'f%m %s %T@ %p\\0' -o -type d -printf 'd%m %p\\0' "
+        "-o -type l -printf 'l%p//%l\\0' -o -printf 'o%p\\0' </dev/null 2>/dev/null",
+        f"printf {END.decode()}",
+    ]
+
+
 def script(listing: Listing, paths: list[str], destination: str) -> bytes:
     """Return what a POSIX shell on the server reads to compare a destination with a listing.
 
-    It exits with NO_DESTINATION where that is not there, with NO_FIND where find cannot print items.
+    It exits with NO_DESTINATION where that is not there.
     """
-    wanted = items(listing)
-    named = _words(paths)
-    above = _words(wanted.above)
+    start = "\n".join(preamble(destination))
+    above, *items_told = told(listing, paths)
     text = f"""
-LC_ALL=C; export LC_ALL
-cd {shlex.quote(destination)}/ 2>/dev/null || exit {NO_DESTINATION}
-test "$(find . -maxdepth 0 -printf x 2>/dev/null)" = x || exit {NO_FIND}
+{start}
 above() {{
-    {f"find {above} -maxdepth 0 -type d -printf 'p%p{chr(92)}0' </dev/null 2>/dev/null" if above else ":"}
+    {above}
 }}
 items() {{
-    find {named} -type f -printf 'f%m %s %T@ %p\\0' -o -type d -printf 'd%m %p\\0' \
--o -type l -printf 'l%p//%l\\0' -o -printf 'o%p\\0' </dev/null 2>/dev/null
-    printf end
+    {chr(10).join(items_told)}
 }}
 kept=$(mktemp 2>/dev/null) || {{ above; items; exit 0; }}
 trap 'rm -f "$kept"' 0 1 2 13 15
 items >"$kept"
 case $(sort -z "$kept" 2>/dev/null | sha256sum 2>/dev/null) in
-    {wanted.digest}*) printf same ;;
+    {_digest(items(listing))}*) printf same ;;
     *) above; cat "$kept" ;;
 esac
 """
     return text.encode("utf-8", "surrogateescape")
 
 
+def no_destination(server: Server) -> UnavailableError:
+    """Return the error for a server that ended with NO_DESTINATION."""
+    return UnavailableError(f"cannot open {server.destination}: no such directory on {server.name}")
+
+
 def difference(listing: Listing, answer: bytes) -> Difference | None:
     """Return what a server's answer lacks of a listing and has beyond it; None where the answer is not whole."""
+    result = Difference([], [], [])
     if answer == SAME:
-        return Difference()
+        return result
     *lines, end = answer.split(b"\0")
-    if end != _END:
+    if end != END or _IS_GNU not in lines:
         return None
     wanted = items(listing)
     theirs = frozenset(lines)
     only_theirs = theirs - wanted.all
     there = {_path(item): item for item in only_theirs}
-    result = Difference()
     replaced = set()
     put_paths = set()
     installs = _installs(wanted)
@@ -126,9 +152,12 @@ def difference(listing: Listing, answer: bytes) -> Difference | None:
                 if old[:1] == b"d" != item[:1]:
                     replaced.add(path)
         result.put.append(action)
-    new = [Action("install", path[2:], True) for path in wanted.above if b"p" + os.fsencode(path) not in theirs]
     if result.put:
-        result.put = sorted(new + result.put, key=lambda action: action.path)
+        above = _partial(listing.top, "./")
+        result.put.extend(
+            Action("install", path[2:], True) for path in above if b"p" + os.fsencode(path) not in theirs
+        )
+        result.put.sort(key=lambda action: action.path)
     gone = [path for path, item in there.items() if item[:1] != b"p" and path not in put_paths]
     left = {os.fsencode("./" + path) for path, _ in listing.left}
     if left:
@@ -137,14 +166,22 @@ def difference(listing: Listing, answer: bytes) -> Difference | None:
     for path in sorted(gone):
         if not any(above in known or above in replaced for above in _above(path)):
             result.outermost.append(_text(path))
-    result.removals = [Action("remove", _text(path), there[path][:1] == b"d") for path in sorted(gone, reverse=True)]
+    for path in sorted(gone, reverse=True):
+        result.removals.append(Action("remove", _text(path), there[path][:1] == b"d"))
     return result
 
 
 def _items(listing: Listing) -> Items:
-    found = [text.encode("utf-8", "surrogateescape") for text in _texts(listing.top, "./")]
-    digest = hashlib.sha256(b"".join(item + b"\0" for item in sorted([*found, _END]))).hexdigest()
-    return Items(frozenset(found), digest, tuple(_partial(listing.top, "./")))
+    return Items(frozenset(text.encode("utf-8", "surrogateescape") for text in _texts(listing.top, "./")))
+
+
+def _digest(wanted: Items) -> str:
+    import hashlib
+
+    with _BUILDING:
+        if wanted.digest is None:
+            wanted.digest = hashlib.sha256(b"".join(item + b"\0" for item in sorted([*wanted.all, END]))).hexdigest()
+        return wanted.digest
 
 
 def _installs(wanted: Items) -> dict[bytes, Action]:
@@ -180,7 +217,7 @@ def _partial(node: Directory, prefix: str) -> Iterator[str]:
             yield from _partial(below, prefix + name + "/")
 
 
-def _words(paths: tuple[str, ...] | list[str]) -> str:
+def _words(paths: Iterable[str]) -> str:
     return " ".join(shlex.quote(path if path.startswith("./") else "./" + path) for path in paths)
 
 

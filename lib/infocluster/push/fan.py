@@ -7,9 +7,11 @@ once; it is tried again after a pause that doubles each time, within its time li
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from threading import Thread
+from typing import NamedTuple
 
 from infocluster import trees
 from infocluster.config import Settings
@@ -18,8 +20,7 @@ from infocluster.push.order import Order, Outcome
 from infocluster.push.servers import Server
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """What one server gets: a listing of the production tree, and the paths that it is of."""
 
     server: Server
@@ -53,31 +54,47 @@ def out(
     stopped = threading.Event()
     order = Order(settings, [], show, atomic, 0.0, stopped, keep)
     alike: dict[tuple[trees.Action, ...], list[trees.Action]] = {}
-    with ThreadPoolExecutor(max(1, min(settings["push"]["parallel"], len(jobs))), "server") as pool:
-        futures = {pool.submit(_serve, job, order): job for job in jobs}
-        outcomes: dict[str, Outcome] = {}
-        try:
-            for future in as_completed(futures):
-                outcome = future.result()
-                # Most servers get the same: keep it once.
-                outcome.changes = alike.setdefault(tuple(outcome.changes), outcome.changes)
-                outcomes[outcome.server] = outcome
-                if done:
-                    done(futures[future], outcome)
-                if advance:
-                    advance(1)
-        except BaseException:
+    waiting = deque(jobs)
+    ended: SimpleQueue[tuple[Job, Outcome]] = SimpleQueue()
+    count = min(settings["push"]["parallel"], len(jobs))
+    threads = [Thread(target=_serve_all, args=(waiting, order, ended), name=f"server {one}") for one in range(count)]
+    outcomes: dict[str, Outcome] = {}
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in jobs:
+            job, outcome = ended.get()
+            # Most servers get the same: keep it once.
+            outcome.changes = alike.setdefault(tuple(outcome.changes), outcome.changes)
+            outcomes[outcome.server] = outcome
+            if done:
+                done(job, outcome)
+            if advance:
+                advance(1)
+    finally:
+        waiting.clear()
+        if len(outcomes) < len(jobs):
             stopped.set()
-            for future in futures:
-                future.cancel()
-            raise
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
     return [outcomes[job.server.name] for job in jobs]
+
+
+def _serve_all(waiting: deque[Job], order: Order, ended: "SimpleQueue[tuple[Job, Outcome]]") -> None:
+    """Serve one server after another until none waits."""
+    while True:
+        try:
+            job = waiting.popleft()
+        except IndexError:
+            return
+        ended.put((job, _serve(job, order)))
 
 
 def _serve(job: Job, common: Order) -> Outcome:
     push = common.settings["push"]
     began = time.monotonic()
-    order = replace(common, paths=job.paths, end=began + push["server_timeout_s"])
+    order = common._replace(paths=job.paths, end=began + push["server_timeout_s"])
     pause_s = push["retry_pause_s"]
     for tried in range(push["retries"] + 1):
         outcome = transport.send(job.server, job.listing, order)

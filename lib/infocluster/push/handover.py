@@ -30,7 +30,7 @@ Source: RFC 8259 (JSON).
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from infocluster import __version__, files, names, trees
@@ -120,7 +120,7 @@ def share_told(share: Share) -> Message:
         "paths": share.paths,
         "listings": listings,
         "jobs": [
-            {"server": asdict(job.server), "paths": job.paths, "listing": places[id(job.listing)]}
+            {"server": job.server._asdict(), "paths": job.paths, "listing": places[id(job.listing)]}
             for job in share.jobs
         ],
     }
@@ -226,8 +226,7 @@ def _job(message: Any, paths: list[str], listings: list[trees.Listing]) -> Job:
 
 
 def _server(message: Any) -> Server:
-    wanted = [each.name for each in fields(Server)]
-    values = dict(zip(wanted, _values(message, *wanted), strict=True))
+    values = dict(zip(Server._fields, _values(message, *Server._fields), strict=True))
     for setting in table.TABLE:
         if setting.section == "servers" and setting.name in values and not setting.kind.fits(values[setting.name]):
             raise ValueError(f"{setting.name}: expected {setting.kind.expected}")

@@ -20,8 +20,8 @@ Shape: in STATE_DIR/pushes/manifests:
          "web": [{"parts": [["6f0e...", ["world", "uw"]], ["91ab...", ["world/sample"]]],
                   "servers": [["web1", "ssh:/srv/www"], ["web2", "ssh:/srv/www"]]}]}
 
-    A set's parts are laid one over the other, the last on top. Each has the name of its file, the SHA-256 of the
-    content, and the paths that it is of, or where these are many their trees. A server whose transport or
+    A set's parts are laid one over the other, the last on top. Each has the name of its file, the BLAKE2b digest of
+    the content, and the paths that it is of, or where these are many their trees. A server whose transport or
     destination has changed since is an unknown one.
 
     ``6f0e...``: one part: the line ``infocluster manifest 1 cpython-311``, then a directory as `marshal` writes it:
@@ -37,16 +37,15 @@ Nothing here is fsynced: what a power cut takes away or tears is found out, and 
 Source: rsync(1) for what its quick check compares.
 """
 
-import hashlib
 import json
 import marshal
 import os
 import stat
 import sys
+from _blake2 import blake2b  # as in `ssh`
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from infocluster import files, trees
 from infocluster.errors import RefusedError, UnavailableError, reason
@@ -77,8 +76,7 @@ Part = tuple[str, tuple[str, ...]]
 Sets = dict[tuple[Part, ...], list[tuple[str, str]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """What some servers of a quick push get: paths, none below another, and the listing of them; maybe none."""
 
     servers: list[Server]
@@ -316,7 +314,7 @@ def remember(
         return
     directory = _directory(state_dir)
     content = _written(image(listing.top))
-    top: Part = (hashlib.sha256(content).hexdigest(), _short(paths))
+    top: Part = (_digest(content), _short(paths))
     updated = {_key(server) for server in servers}
     kept = {_key(server) for server in configured} | updated
     try:
@@ -404,7 +402,7 @@ def _few(directory: str, parts: tuple[Part, ...], report: Say) -> tuple[Part, ..
     if whole is None:
         return parts[-1:]
     content = _written(whole)
-    digest = hashlib.sha256(content).hexdigest()
+    digest = _digest(content)
     _store(directory, digest, content)
     return ((digest, _short(trees.outermost(path for _, paths in parts for path in paths))),)
 
@@ -449,7 +447,7 @@ class _Shelf:
         except OSError as error:
             self.report(f"cannot read {file}: {reason(error)}; its servers get everything")
             return None
-        if hashlib.sha256(content).hexdigest() != name:
+        if _digest(content) != name:
             self.report(f"cannot use {file}: it is not what was written; its servers get everything")
             return None
         if not content.startswith(HEAD):
@@ -479,11 +477,15 @@ def _index(directory: str, report: Say) -> dict[str, Sets]:
 
 
 def _set(written: dict[str, Any]) -> tuple[tuple[Part, ...], list[tuple[str, str]]]:
-    parts = tuple((_digest(name), tuple(map(str, paths))) for name, paths in written["parts"])
+    parts = tuple((_checked(name), tuple(map(str, paths))) for name, paths in written["parts"])
     return parts, [(str(name), str(where)) for name, where in written["servers"]]
 
 
-def _digest(text: str) -> str:
+def _digest(content: bytes) -> str:
+    return blake2b(content, digest_size=32).hexdigest()
+
+
+def _checked(text: str) -> str:
     if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
         raise ValueError(text)
     return text

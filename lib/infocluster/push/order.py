@@ -2,7 +2,7 @@
 """What a transport is asked for, and how it went: the words between a push and its transports."""
 
 import threading
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from infocluster import trees
 from infocluster.config import Settings
@@ -13,8 +13,7 @@ class UnreachableError(UnavailableError):
     """A server could not be reached, or the connection to it broke: it may work when it is tried again."""
 
 
-@dataclass(slots=True)
-class Order:
+class Order(NamedTuple):
     """What is asked of a transport.
 
     Attributes:
@@ -36,7 +35,6 @@ class Order:
     keep: bool = False
 
 
-@dataclass(slots=True)
 class Outcome:
     """How it went on one server.
 
@@ -44,8 +42,18 @@ class Outcome:
     thing that went wrong; ``was_unreachable`` tells that nothing but the connection was at fault.
     """
 
-    server: str
-    changes: list[trees.Action] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    duration_s: float = 0.0
-    was_unreachable: bool = False
+    __slots__ = ("changes", "duration_s", "faults", "server", "was_unreachable")
+
+    def __init__(
+        self,
+        server: str,
+        changes: list[trees.Action] | None = None,
+        faults: list[str] | None = None,
+        duration_s: float = 0.0,
+        was_unreachable: bool = False,
+    ) -> None:
+        self.server = server
+        self.changes = changes or []
+        self.faults = faults or []
+        self.duration_s = duration_s
+        self.was_unreachable = was_unreachable

@@ -7,7 +7,7 @@ empty mount point or a slip of the finger must not empty the servers.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from infocluster import files, names, trees
 from infocluster.errors import RefusedError, UnavailableError, UsageError, reason
@@ -15,8 +15,7 @@ from infocluster.errors import RefusedError, UnavailableError, UsageError, reaso
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What a push was asked for.
 
     Attributes:

@@ -25,13 +25,13 @@ Source: documentation of wwwpush; ClusterShell's node sets.
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any
 
 from infocluster import files, trees
-from infocluster.push import servers
+from infocluster.push import nodes
 from infocluster.push.order import Outcome
 
 FORMAT = "infocluster push 1"
@@ -53,7 +53,7 @@ def result_lines(outcomes: list[Outcome], show: bool) -> Iterator[tuple[str, boo
     for outcome in outcomes:
         groups.setdefault((_result(outcome, show), bool(outcome.faults)), []).append(outcome.server)
     for (result, is_fault), equal in groups.items():
-        yield f"{servers.folded(equal)}: {result}", is_fault
+        yield f"{nodes.folded(equal)}: {result}", is_fault
 
 
 def _result(outcome: Outcome, show: bool) -> str:
@@ -79,7 +79,7 @@ def _same_changes(outcomes: list[Outcome]) -> Iterator[tuple[str, tuple[trees.Ac
         groups.setdefault(tuple(outcome.changes), []).append(outcome.server)
     for done, alike in groups.items():
         if done:
-            yield servers.folded(alike), done
+            yield nodes.folded(alike), done
 
 
 def changes(outcomes: list[Outcome], limit: int | None = None) -> list[Record]:
@@ -121,7 +121,8 @@ def keep(record: Record, directory: str) -> None:
         OSError: it cannot be written.
     """
     files.make_directories(directory, 0o750)
-    start = datetime.fromtimestamp(record["started"], UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    seconds, rest = divmod(round(record["started"] * 1e6), 1_000_000)
+    start = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}.{rest:06d}Z"
     files.replace(
         f"{directory}/{start}-{record['pid']}.json", json.dumps(record).encode() + b"\n", RECORD_MODE, False
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """rsync as a transport: over ssh, or to a daemon's module.
 
-1. Of a large part of the tree, a server that is reached by ssh is asked first what it lacks (`comparison`); where it
-   lacks nothing that was all. Small parts, and servers that cannot tell, are compared by rsync itself.
+1. A server that is reached by ssh is asked first what it lacks (`comparison`); where it lacks nothing that was all,
+   and a few small files went in the same conversation (`parcel`). Where that cannot be told, rsync compares.
 2. One rsync puts in place what is new: it gets the named paths or the very paths that differ as a list, and rules
    that hide and protect what is left out. It moves its files to their names together, at its end.
 3. Only when that went well another one removes what is gone: `--delete` in one and the same run would go on after a
@@ -77,8 +77,16 @@ _SOME_FAILED, _VANISHED_SOME, _LIMITED = 23, 24, 25
 _BROKEN = frozenset({10, 12, 30, 35, ssh.NOT_REACHED})
 
 
-def over_ssh(server: Server, listing: Listing, order: Order) -> Iterator[Action]:
+def over_ssh(
+    server: Server, listing: Listing, order: Order, found: comparison.Difference | None = None
+) -> Iterator[Action]:
     """Bring a listing to a server over ssh. The destination has to exist: a disk that is not mounted is not filled.
+
+    Args:
+        server: who gets it.
+        listing: what is pushed.
+        order: how.
+        found: what the server is known to lack, if it was asked.
 
     Raises:
         UnreachableError: the server could not be reached, or the connection broke.
@@ -90,7 +98,7 @@ def over_ssh(server: Server, listing: Listing, order: Order) -> Iterator[Action]
         from infocluster.push import switch
 
         return switch.work(work)
-    return work.work()
+    return work.work(found)
 
 
 def daemon(server: Server, listing: Listing, order: Order) -> Iterator[Action]:
@@ -167,13 +175,11 @@ class Push:
         for name, below in node.directories.items():
             self.sort_out(below, join(path, name))
 
-    def work(self) -> Iterator[Action]:
-        """Do it all, and yield what was done."""
-        if self.is_ssh and self.whole and self.listing.count >= LARGE_COUNT:
+    def work(self, found: comparison.Difference | None = None) -> Iterator[Action]:
+        """Do it all, knowing or finding out what the server lacks, and yield what was done."""
+        if found is None and self.is_ssh and self.whole and self.listing.count >= LARGE_COUNT:
             found = self.compared()
-            if found is not None:
-                return self.put_difference(found)
-        return self.put_named()
+        return self.put_named() if found is None else self.put_difference(found)
 
     def compared(self) -> comparison.Difference | None:
         """Ask the server what it lacks; None where it cannot tell.
@@ -184,7 +190,7 @@ class Push:
         script = comparison.script(self.listing, self.order.paths, self.server.destination)
         answer = ssh.run(self.server, ["sh", "-s"], self.order, script)
         if answer.status == comparison.NO_DESTINATION:
-            raise UnavailableError(f"cannot open {self.server.destination}: no such directory on {self.server.name}")
+            raise comparison.no_destination(self.server)
         return comparison.difference(self.listing, answer.output)
 
     def put_difference(self, found: comparison.Difference) -> Iterator[Action]:

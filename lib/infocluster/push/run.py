@@ -10,14 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from infocluster import config, names, trees
 from infocluster.config import Settings
 from infocluster.errors import InfoclusterError, reason
 from infocluster.locks import pathlocks, slots, tickets
-from infocluster.push import fan, ledger, manifest, plan, record, servers
+from infocluster.push import fan, ledger, manifest, nodes, plan, record, servers
 from infocluster.push.fan import Job
 from infocluster.push.order import Order, Outcome
 from infocluster.push.plan import Request, Say
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """Servers with one skeleton, and what a push is for them.
 
     Attributes:
@@ -158,11 +156,11 @@ def _lacked(
     behind = [server for server in targets if lacking.get(server.name)]
     paths = {path for server in behind for path in lacking[server.name]}
     if ledger.ALL in paths:
-        return replace(request, paths=[], everything=True), behind
+        return request._replace(paths=[], everything=True), behind
     there = [path for path in paths if os.path.isdir(f"{production_dir}/{path.partition('/')[0]}")]
     for path in sorted(paths - set(there)):
         told(f"cannot push {names.printable(path)}: its tree is gone here; the servers keep what they have")
-    return replace(request, paths=ledger.standing(production_dir, there), everything=True), behind if there else []
+    return request._replace(paths=ledger.standing(production_dir, there), everything=True), behind if there else []
 
 
 @contextmanager
@@ -189,7 +187,7 @@ def _kinds(
         alike = [server for server in targets if server.skeleton == name]
         out = dict(skeleton.left_out(paths)) if skeleton else {}
         for path, excepted in out.items():
-            say(f"{servers.folded(server.name for server in alike)}: {names.printable(path)} is not sent: {excepted}")
+            say(f"{nodes.folded(server.name for server in alike)}: {names.printable(path)} is not sent: {excepted}")
         mine = [path for path in paths if path not in out]
         if not alike or not mine:
             continue
@@ -340,5 +338,5 @@ def _notices(kinds: list[Kind], outcomes: list[Outcome]) -> list[Record]:
     for kind in kinds:
         alike = [server.name for server in kind.servers if server.name in changed]
         if kind.skeleton and kind.skeleton.notify and alike:
-            result.append({"to": kind.skeleton.notify, "servers": servers.folded(alike)})
+            result.append({"to": kind.skeleton.notify, "servers": nodes.folded(alike)})
     return result

@@ -1,26 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The servers of a push: the sections [[servers]] with their node sets unfolded, one object a host.
 
-Names and groups are written in ClusterShell's notation: ``web[1-40].example.edu``, ``@web``, ``web[1-8]!web3``. A
-group is a section [[groups]]; node sets are unfolded here and nowhere else.
-
-Source: ClusterShell, node sets and node groups.
+Source: documentation of wwwpush.
 """
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
-
-from ClusterShell.NodeSet import NodeSet, NodeSetException
-from ClusterShell.NodeUtils import GroupResolver, GroupSource
+from typing import NamedTuple
 
 from infocluster import names
 from infocluster.config import Settings
 from infocluster.errors import ConfigError, UsageError
+from infocluster.push import nodes
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(NamedTuple):
     """One host that is pushed to.
 
     Attributes:
@@ -42,13 +36,6 @@ class Server:
     skeleton: str = ""
 
 
-class _Groups(GroupSource):  # type: ignore[misc]
-    """The sections [[groups]] as a source of node groups."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__("settings", {group["name"]: group["nodes"] for group in settings["groups"]})
-
-
 def of_kind(settings: Settings, kind: str) -> list[Server]:
     """Return the servers of a family, in the order of the settings.
 
@@ -57,11 +44,10 @@ def of_kind(settings: Settings, kind: str) -> list[Server]:
             this family, or destinations of this host overlap each other or the production tree.
     """
     result: dict[str, Server] = {}
-    resolver = GroupResolver(_Groups(settings))
     for section in settings["servers"]:
         if section["kind"] != kind:
             continue
-        for name in _unfolded(section["name"], resolver):
+        for name in nodes.unfolded(section["name"], settings):
             if name in result:
                 raise ConfigError(f"cannot push to {name}: [[servers]] names it twice")
             result[name] = Server(
@@ -79,11 +65,6 @@ def of_kind(settings: Settings, kind: str) -> list[Server]:
     return list(result.values())
 
 
-def folded(several: Iterable[str]) -> str:
-    """Return server names in one word, such as ``web[1-3]``."""
-    return str(NodeSet.fromlist(list(several)))
-
-
 def chosen(servers: list[Server], wanted: str, settings: Settings) -> list[Server]:
     """Return those servers that a node set names.
 
@@ -91,7 +72,7 @@ def chosen(servers: list[Server], wanted: str, settings: Settings) -> list[Serve
         UsageError: it cannot be read, or names a host that is no server.
     """
     try:
-        hosts = _unfolded(wanted, GroupResolver(_Groups(settings)))
+        hosts = nodes.unfolded(wanted, settings)
     except ConfigError as error:
         raise UsageError(str(error)) from None
     known = {server.name: server for server in servers}
@@ -99,19 +80,6 @@ def chosen(servers: list[Server], wanted: str, settings: Settings) -> list[Serve
         if host not in known:
             raise UsageError(f"cannot push to {names.shown(host)}: no such server in the settings")
     return [known[host] for host in hosts]
-
-
-def _unfolded(text: str, resolver: GroupResolver) -> list[str]:
-    try:
-        hosts = list(NodeSet(text, resolver=resolver))
-    except NodeSetException as error:
-        raise ConfigError(f"cannot read the node set {names.shown(text)}: {error}") from error
-    if not hosts:
-        raise ConfigError(f"cannot push to {names.shown(text)}: it names no host")
-    for host in hosts:
-        if not names.is_name(host):
-            raise ConfigError(f"cannot push to {names.shown(host)}: not a host name")
-    return hosts
 
 
 def _refuse_overlaps(servers: Iterable[Server], production_dir: str) -> None:

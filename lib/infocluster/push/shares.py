@@ -26,7 +26,7 @@ from infocluster import config, processes, trees
 from infocluster.config import Settings
 from infocluster.errors import BadInputError, InfoclusterError, UnavailableError
 from infocluster.names import printable, shown
-from infocluster.push import fan, handover, servers, ssh, transport
+from infocluster.push import fan, handover, nodes, servers, ssh, transport
 from infocluster.push.fan import Job
 from infocluster.push.handover import Message
 from infocluster.push.order import Order, Outcome
@@ -223,7 +223,7 @@ class _Work:
             self._change.notify_all()
             if self.stopped.is_set():
                 return
-            whose = servers.folded(job.server.name for job in left) if left else ""
+            whose = nodes.folded(job.server.name for job in left) if left else ""
             by = "the other push hosts" if self._alive else "this host"
             self.fault(f"push host {host.name}: {why}" + (f"; {by} will serve {whose}" if whose else ""))
 

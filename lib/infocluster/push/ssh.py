@@ -18,8 +18,8 @@ import os
 import shlex
 import stat
 import time
+from _blake2 import blake2b  # by way of hashlib it comes with OpenSSL, which takes longer to load than all of this
 from collections.abc import Sequence
-from hashlib import blake2b
 
 from infocluster import files, names, processes
 from infocluster.config import Settings

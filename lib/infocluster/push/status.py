@@ -22,11 +22,12 @@ from infocluster import files
 from infocluster.errors import UnavailableError, reason
 from infocluster.locks import pathlocks, tickets
 from infocluster.names import printable
-from infocluster.push import ledger
+from infocluster.push import ledger, nodes
 from infocluster.push import record as records
-from infocluster.push.servers import Server, folded
+from infocluster.push.servers import Server
 
 PUSHES_SHOWN = 10
+NEVER = ", never had a complete push"
 
 Say = Callable[[str], None]
 
@@ -74,18 +75,18 @@ def status(state_dir: str, kind: str, servers: Sequence[Server], now: float, rep
         alike.setdefault((tuple(server["lacks"]), server["since"]), []).append(server["name"])
     complete = alike.pop(((), None), [])
     if complete:
-        lines.append(f"{folded(complete)}: {'has' if len(complete) == 1 else 'have'} everything")
+        lines.append(f"{nodes.folded(complete)}: {'has' if len(complete) == 1 else 'have'} everything")
     for (lacks, since), equal in sorted(alike.items(), key=lambda item: item[0][1] or 0):
         verb = "lacks" if len(equal) == 1 else "lack"
         when = "" if since is None else f" since {tickets.local(since)} ({_span(now - since)})"
-        lines.append(f"{folded(equal)}: {verb} {pathlocks.listed(lacks)}{when or ', never had a complete push'}")
+        lines.append(f"{nodes.folded(equal)}: {verb} {pathlocks.listed(lacks)}{when or NEVER}")
     return lines
 
 
 def _push_line(push: dict[str, Any]) -> str:
     good = [server["name"] for server in push["servers"] if server["ok"]]
     bad = [server["name"] for server in push["servers"] if not server["ok"]]
-    results = [f"{folded(names)} {how}" for names, how in ((good, "ok"), (bad, "failed")) if names]
+    results = [f"{nodes.folded(names)} {how}" for names, how in ((good, "ok"), (bad, "failed")) if names]
     if push["left"]:
         results.append(f"{len(push['left'])} left out")
     what = f"{push['program']} {pathlocks.listed(push['paths'])}"

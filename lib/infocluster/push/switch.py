@@ -16,10 +16,10 @@ removed by the next one.
 Source: rename(2), rsync(1) --link-dest.
 """
 
-import dataclasses
 import posix
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 from infocluster import files
 from infocluster.errors import UnavailableError
@@ -130,7 +130,7 @@ def attempt(call, *arguments):
 """
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Stage:
     """A directory that is built anew: its tree path, its name until then, what it is to hold."""
 
@@ -148,7 +148,7 @@ def work(push: Push) -> Iterator[Action]:
         UnreachableError: it could not be reached, or the connection broke.
     """
     order = push.order
-    plan = list(Push(push.server, push.listing, dataclasses.replace(order, show=True, atomic=False), True).work())
+    plan = list(Push(push.server, push.listing, order._replace(show=True, atomic=False), True).work())
     if order.show or not plan:
         yield from plan
         return

@@ -31,10 +31,19 @@ def local(server: Server, listing: trees.Listing, order: Order) -> Iterator[tree
 
 
 def over_ssh(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
-    """Bring a listing to a server with rsync over ssh: see `rsync`."""
+    """Bring a listing to a server over ssh: a few small files as a `parcel`, what that leaves with `rsync`."""
+    found = None
+    if not order.atomic:
+        from infocluster.push import parcel
+
+        found, is_done = parcel.send(server, listing, order)
+        if found and (is_done or order.show):
+            yield from found.put
+            yield from found.removals
+            return
     from infocluster.push import rsync
 
-    return rsync.over_ssh(server, listing, order)
+    yield from rsync.over_ssh(server, listing, order, found)
 
 
 def daemon(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:

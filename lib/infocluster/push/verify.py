@@ -32,7 +32,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from infocluster import processes, trees
@@ -40,7 +40,7 @@ from infocluster.config import Settings
 from infocluster.errors import InfoclusterError, UnavailableError, reason
 from infocluster.locks import pathlocks
 from infocluster.names import printable
-from infocluster.push import plan, servers
+from infocluster.push import nodes, plan, servers
 from infocluster.push.order import Order
 from infocluster.push.servers import Server
 from infocluster.push.skeleton import Skeleton, located
@@ -162,7 +162,7 @@ def lines(found: Sequence[Drift]) -> Iterator[tuple[str, bool]]:
         key = (one.missing, one.extra, one.differ, one.unread, one.faults)
         groups.setdefault(tuple(map(tuple, key)), []).append(one.server)
     for (missing, extra, differ, unread, faults), alike in groups.items():
-        who = servers.folded(alike)
+        who = nodes.folded(alike)
         drifted = [
             f"{word} {printable(path)}"
             for word, paths in (("missing", missing), ("extra", extra), ("differs", differ), ("cannot read", unread))
@@ -381,7 +381,7 @@ def _by_daemon(server: Server, wanted: Contents, order: Order, result: Drift) ->
     """Let an rsync daemon compare; it tells what it would send and remove, and does neither."""
     from infocluster.push import rsync
 
-    work = rsync.Push(server, wanted.listing, replace(order, show=True), False)
+    work = rsync.Push(server, wanted.listing, order._replace(show=True), False)
     report = rsync.Report()
     if work.named:
         contents_only = ["--checksum", "--no-perms", "--no-times", "--no-hard-links"]
