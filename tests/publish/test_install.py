@@ -418,6 +418,28 @@ def test_repair_reaches_no_file_that_has_another_name_elsewhere(conf, outside):
     assert stat.S_IMODE(os.stat(outside / "page").st_mode) == stat.S_IMODE(os.stat(outside / "gone").st_mode) == 0o600
 
 
+def test_protected_file_that_a_job_writes_during_the_run_stays(conf):
+    """Also in a directory that goes, and that only the other tree's rules speak of."""
+    place(conf, "development", "world/a/.wwwinstrc", "data*\n")
+    place(conf, "development", "world/a/data", "the developer's")
+    place(conf, "development", "world/a/page", "page")
+    place(conf, "production", "world/a/data", "old")
+    place(conf, "production", "world/gone/page", "page")
+    (Path(conf["site"]["development_dirs"][1]) / "world/gone").mkdir(parents=True)
+    (Path(conf["site"]["development_dirs"][1]) / "world/gone/.wwwinstrc").write_text("data*\n")
+    written = []
+
+    def write(one):
+        if not written:
+            for path in ("world/a/data", "world/a/data2", "world/gone/data"):
+                written.append(place(conf, "production", path, "tonight's"))
+
+    _, told = run(conf, ["world"], tell=write)
+    changes = [str(one) for one in told if not one.is_directory]
+    assert changes == ["install world/a/page", "remove world/gone/page"]
+    assert [files.read(path) for path in written] == [b"tonight's"] * 3
+
+
 def test_two_files_of_one_directory_are_both_noted(conf):
     """RACE: their installs hold no lock in common, and both write the directory's row."""
     place(conf, "development", "world/a/x", "x")

@@ -11,15 +11,13 @@ import pwd
 import stat
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from infocluster import files
 from infocluster.errors import InfoclusterError, RefusedError, UnavailableError, reason
 
 
-@dataclass(slots=True)
-class User:
+class User(NamedTuple):
     """An account: its name, or its number where it has none."""
 
     name: str

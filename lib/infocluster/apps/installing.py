@@ -198,9 +198,9 @@ def _caller(owner: User) -> User:
     if uid in (0, owner.uid) and called_by.isdecimal():
         uid = int(called_by)
     user = accounts.by_number(uid)
-    if uid == os.geteuid():
-        user.groups |= frozenset(os.getgroups()) | {os.getegid()}
-    return user
+    if uid != os.geteuid():
+        return user
+    return user._replace(groups=user.groups | frozenset(os.getgroups()) | {os.getegid()})
 
 
 def check_rights(paths: Sequence[str], tree: Tree, caller: User, owner: User, grants: Sequence[str]) -> None:

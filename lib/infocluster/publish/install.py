@@ -24,7 +24,6 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from infocluster import files, names, trees
@@ -62,8 +61,7 @@ class Told(NamedTuple):
 Tell = Callable[[Told], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What an install was asked for.
 
     Attributes:
@@ -84,7 +82,7 @@ class Request:
     part: prepare.Part
     delete: bool = False
     show: bool = False
-    without: Mapping[str, str] = field(default_factory=dict)
+    without: Mapping[str, str] = {}
 
 
 def forest(program: str, conf: Settings) -> list[Tree]:

@@ -24,7 +24,7 @@ import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from infocluster import files, trees
 from infocluster.errors import UnavailableError, reason
@@ -44,8 +44,7 @@ _PUT = "INSERT INTO held VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET names = excl
 Held = dict[str, frozenset[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """What a listing says is held.
 
     Attributes:

@@ -26,7 +26,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from infocluster import files, names, trees
 from infocluster.config import Settings
@@ -43,8 +43,7 @@ NAMES_SHOWN = 10
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(NamedTuple):
     """What a publish did: names in the directory, each list in the order they were given."""
 
     written: list[str]
@@ -52,8 +51,7 @@ class Placed:
     removed: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Journal:
+class _Journal(NamedTuple):
     """A journal; ``file`` is its path without the ending."""
 
     file: str

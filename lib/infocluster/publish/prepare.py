@@ -20,8 +20,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from infocluster import names, processes, trees
 from infocluster.config import Settings
@@ -41,8 +40,7 @@ _COPIED = re.compile(r"(?:/\w+)+/Gm\w{6}\b")
 _FROM_MAKE = frozenset({"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEFILES", "MAKEOVERRIDES"})
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """How much of the developer's part is to be done.
 
     Attributes:

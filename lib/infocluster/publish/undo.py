@@ -35,9 +35,8 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from infocluster import files, names, trees
 from infocluster.config import Settings
@@ -57,8 +56,7 @@ _KIND_AND_PERMISSIONS = 0o170777
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One thing that an install changed: what it was and what it became, None for nothing."""
 
     verb: str
