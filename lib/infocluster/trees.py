@@ -244,7 +244,7 @@ def mirror(
         work = _Mirror(source_fd, destination_fd, destination, show, durable, keep)
         yield from work.finished(work.fill(destination_fd, listing.top, ""))
         yield from work.remove_gone()
-        work.sync()
+        work.sync(to_the_end=True)
     except OSError as error:
         raise UnavailableError(f"cannot update {destination}: {reason(error)}") from error
     finally:
@@ -377,7 +377,9 @@ class _Mirror:
         self.show = show
         self.durable = durable
         self.keep = keep
+        # Directories in which all names that were to change have changed, and those on their way to the disk.
         self.changed: list[str] = []
+        self.waits: list[Future[None]] = []
         self.syncing: Executor | None = None
         self.failed = False
         self.gone: list[tuple[str, list[str]]] = []
@@ -395,6 +397,7 @@ class _Mirror:
                 count += isinstance(step, _Staged)
                 if count == BATCH:
                     yield from self.named(batch)
+                    self.sync()
                     count = 0
             yield from self.named(batch)
         finally:
@@ -427,16 +430,27 @@ class _Mirror:
         except OSError as error:
             yield self.fault(step.action.path, error)
 
-    def sync(self) -> None:
-        """Make durable which names were given and taken."""
-        paths = list(dict.fromkeys(self.changed))
-        for start in range(0, len(paths), BATCH):
-            waits: list[Future[None]] = []
-            for path in paths[start : start + BATCH]:
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError, RefusedError):
-                    waits.append(self.disk().submit(_sync_and_close, open_directory(self.destination, path)))
-            for wait in waits:
-                wait.result()
+    def sync(self, to_the_end: bool = False) -> None:
+        """Make durable which names were given and taken in `changed`; its end is waited for by the next call.
+
+        Args:
+            to_the_end: whether to wait for it now.
+
+        Raises:
+            OSError: as fsync(2), for those of the last call too.
+        """
+        for path in dict.fromkeys(self.changed):
+            if len(self.waits) >= BATCH:
+                self.wait()
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, RefusedError):
+                self.waits.append(self.disk().submit(_sync_and_close, open_directory(self.destination, path)))
+        self.changed.clear()
+        if to_the_end:
+            self.wait()
+
+    def wait(self) -> None:
+        while self.waits:
+            self.waits.pop().result()
 
     def disk(self) -> "Executor":
         """Return who writes to the disk while the walk goes on, so that what is written shares its waits."""

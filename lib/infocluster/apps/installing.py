@@ -10,6 +10,7 @@ groups, and whether the developer may write the paths in the development tree.
 The file owner knows the developer by SUDO_UID, which sudo sets and nobody else can hand him.
 """
 
+import gc
 import grp
 import json
 import os
@@ -40,6 +41,8 @@ def work(run: Run) -> str:
         RefusedError: this user may not install these paths.
         InfoclusterError: as `install.install`, `install.put_back` and `undo.log`.
     """
+    # There are no rings of objects in a listing; to look for them, again and again, is a tenth of a run.
+    gc.disable()
     arguments, conf = run.arguments, run.settings
     given = arguments["path"] if isinstance(arguments["path"], list) else []
     tree = install.forest(run.program, conf)[0]
