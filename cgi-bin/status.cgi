@@ -1,0 +1,18 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""status.cgi - how this host's own programs stand, for people.
+
+Usage: GET status.cgi
+
+Core filers with the target times that a storage cluster asked for: state, since when, progress, last poll, and when the
+next one is expected. It changes nothing.
+
+Reads: etc/infocluster.toml; $SERVER_GATHER/poll/
+Environment: SERVER_GATHER, REQUEST_METHOD (RFC 3875); INFOCLUSTER_CONF
+Exit status: 0, and an HTTP status: 200; 405 another method; 500 a fault of ours.
+See also: poll.cgi(1), backup-watch(1)
+"""
+import os.path, sys
+sys.path.insert(0, os.path.realpath(__file__ + "/../../lib"))
+from infocluster.web import cgi
+cgi.run("infocluster.apps.status:answer")

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""status.cgi: how this host's own programs stand, for people; it changes nothing.
+
+A part of the page is a function that returns its title and its HTML, in `PARTS`.
+"""
+
+import time
+
+from infocluster.errors import UnavailableError
+from infocluster.web.request import Request
+from infocluster.web.response import HTML, Response, escaped
+
+
+def answer(request: Request) -> Response:
+    """Return the page.
+
+    Raises:
+        HttpError: 405 for another method than GET and HEAD.
+    """
+    from infocluster.apps import poll_page
+
+    request.allow("GET", "HEAD")
+    now = time.time()
+    content = "\n".join(
+        f"<h2>{escaped(title)}</h2>\n{html}" for title, html in (part(request, now) for part in PARTS)
+    )
+    return Response(poll_page.whole("Status", content, now), HTML, fields=(("Cache-Control", "no-store"),))
+
+
+def _polling(request: Request, now: float) -> "tuple[str, str]":
+    from infocluster.apps import poll, poll_page
+
+    title = "Polling agent"
+    if not request.settings["core_filers"]:
+        return title, "<p>No core filer is set.</p>"
+    try:
+        where = poll.directory(request.settings["poll"], request.variable("SERVER_GATHER"))
+        return title, poll_page.table(request.settings, where, now)
+    except UnavailableError:
+        return title, "<p>Its states cannot be read now.</p>"
+
+
+PARTS = (_polling,)
