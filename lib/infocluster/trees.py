@@ -18,10 +18,12 @@ and are removed at the destination. The caller holds the lock under which nobody
 Source: openat(2), rename(2), utimensat(2), rsync(1) for what ``-a --delete`` is expected to do.
 """
 
+import _thread
 import contextlib
 import errno
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +32,8 @@ from infocluster.errors import RefusedError, UnavailableError, reason
 from infocluster.names import printable
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor, Future
+    from queue import SimpleQueue
+    from threading import Thread
 
 # (type and permissions, size in bytes, mtime in ns, text of a link): two that are equal need no copy.
 Entry = tuple[int, int, int, str]
@@ -38,13 +41,16 @@ Entry = tuple[int, int, int, str]
 # Called with a directory ("" is the root), a name in it and its st_mode; returns why it is to be left alone, or None.
 Leave = Callable[[str, str, int], str | None]
 
+# Called with a directory and a descriptor of it; returns a test of which files in it a `Leave` has to be asked for.
+Narrow = Callable[[str, int], Callable[[str], object]]
+
 ABSENT = -1
 NOT_ALL = "not everything new could be put in place"
 SPECIAL = "neither file, directory nor symbolic link"
 DEPTH_LIMIT = 256
 CHUNK_BYTES = 1 << 20
-# Files that are written before they go to the disk together, and how many are on their way there at once.
-BATCH, SYNCS = 64, 8
+# Files that are written and on their way to the disk, and how many the disk is given at once.
+STAGED, SYNCS = 64, 8
 WHOLE_SECOND_NS = 1_000_000_000
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -175,7 +181,9 @@ def join(directory: str, name: str) -> str:
     return f"{directory}/{name}" if directory else name
 
 
-def scan(source: str, paths: Iterable[str] | None = None, leave: Leave | None = None) -> Listing:
+def scan(
+    source: str, paths: Iterable[str] | None = None, leave: Leave | None = None, narrow: Narrow | None = None
+) -> Listing:
     """Return what a tree holds.
 
     Sockets, fifos, devices, what cannot be read and what lies over 256 directories deep are left alone, and
@@ -186,12 +194,13 @@ def scan(source: str, paths: Iterable[str] | None = None, leave: Leave | None = 
         paths: tree paths to list, each with what is below it; None lists everything. A path that is not there
             is listed as absent: a destination then loses it.
         leave: see `Leave`; called for every file, link and directory, a named path's parents included.
+        narrow: see `Narrow`; called for every directory that is listed whole, before what is in it.
 
     Raises:
         RefusedError: a named path leads through a symbolic link, or names an unfinished write.
         UnavailableError: the root cannot be read.
     """
-    scanner = _Scanner(source, leave)
+    scanner = _Scanner(source, leave, narrow)
     try:
         fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -244,12 +253,12 @@ def mirror(
         work = _Mirror(source_fd, destination_fd, destination, show, durable, keep)
         yield from work.finished(work.fill(destination_fd, listing.top, ""))
         yield from work.remove_gone()
-        work.sync(to_the_end=True)
+        work.wait()
     except OSError as error:
         raise UnavailableError(f"cannot update {destination}: {reason(error)}") from error
     finally:
         if work is not None:
-            work.leave_disk()
+            work.disk.leave()
         for fd in (source_fd, destination_fd):
             if fd >= 0:
                 os.close(fd)
@@ -258,9 +267,10 @@ def mirror(
 class _Scanner:
     """One walk over a source."""
 
-    def __init__(self, source: str, leave: Leave | None) -> None:
+    def __init__(self, source: str, leave: Leave | None, narrow: Narrow | None) -> None:
         self.listing = Listing(source)
         self.leave = leave
+        self.narrow = narrow
 
     def named(self, root: int, path: str) -> None:
         *parents, last = path.split("/")
@@ -297,6 +307,7 @@ class _Scanner:
         """Return a directory with everything below it. Raises OSError when its names cannot be read."""
         found = Directory(mode, True)
         entries, leave, regular = found.entries, self.leave, stat.S_IFREG
+        is_asked = None if self.narrow is None else self.narrow(path, fd)
         others = []
         count = size = 0
         with os.scandir(fd) as listed:
@@ -311,7 +322,11 @@ class _Scanner:
                 kind = status.st_mode
                 if kind & 0o170000 != regular:
                     others.append((name, status))
-                elif leave is not None and (why := leave(path, name, kind)) is not None:
+                elif (
+                    leave is not None
+                    and (is_asked is None or is_asked(name))
+                    and (why := leave(path, name, kind)) is not None
+                ):
                     self.leave_alone(found, path, name, why)
                 else:
                     entries[name] = (kind & 0o100777, status.st_size, status.st_mtime_ns, "")
@@ -377,42 +392,40 @@ class _Mirror:
         self.show = show
         self.durable = durable
         self.keep = keep
-        # Directories in which all names that were to change have changed, and those on their way to the disk.
-        self.changed: list[str] = []
-        self.waits: list[Future[None]] = []
-        self.syncing: Executor | None = None
+        # Directories that are on their way to the disk.
+        self.waits: deque[_Sync] = deque()
+        self.disk = _Disk()
         self.failed = False
         self.gone: list[tuple[str, list[str]]] = []
 
-    def finished(self, steps: "Iterator[Action | _Staged]") -> Iterator[Action]:
-        """Yield what is done, in its order; what is staged goes to the disk with others, then gets its name."""
-        batch: list[Action | _Staged] = []
+    def finished(self, steps: "Iterator[_Step]") -> Iterator[Action]:
+        """Yield what is done, in its order; what is staged gets its name when it is on the disk."""
+        ahead: deque[_Step] = deque()
         count = 0
         try:
             for step in steps:
-                if isinstance(step, Action) and not batch:
-                    yield step
+                if not ahead and not isinstance(step, _Staged):
+                    yield from self.done(step)
                     continue
-                batch.append(step)
+                ahead.append(step)
                 count += isinstance(step, _Staged)
-                if count == BATCH:
-                    yield from self.named(batch)
-                    self.sync()
-                    count = 0
-            yield from self.named(batch)
+                while count > STAGED:
+                    count -= isinstance(ahead[0], _Staged)
+                    yield from self.done(ahead.popleft())
+            while ahead:
+                yield from self.done(ahead.popleft())
         finally:
-            for step in batch:
+            for step in ahead:
                 if isinstance(step, _Staged):
                     step.drop()
 
-    def named(self, batch: "list[Action | _Staged]") -> Iterator[Action]:
-        """Give the names to what is staged; take from a batch what is done."""
-        batch.reverse()
-        while batch:
-            step = batch.pop()
-            if isinstance(step, Action):
-                yield step
-                continue
+    def done(self, step: "_Step") -> Iterator[Action]:
+        """Do what is left of one step: all steps before it are done."""
+        if isinstance(step, _Changed):
+            self.sync(step)
+        elif isinstance(step, Action):
+            yield step
+        else:
             try:
                 yield from self.name(step)
             finally:
@@ -430,43 +443,22 @@ class _Mirror:
         except OSError as error:
             yield self.fault(step.action.path, error)
 
-    def sync(self, to_the_end: bool = False) -> None:
-        """Make durable which names were given and taken in `changed`; its end is waited for by the next call.
-
-        Args:
-            to_the_end: whether to wait for it now.
+    def sync(self, path: str) -> None:
+        """Begin to make durable which names a directory has; `wait` waits for it.
 
         Raises:
-            OSError: as fsync(2), for those of the last call too.
+            OSError: as fsync(2), also for one that was begun before.
         """
-        for path in dict.fromkeys(self.changed):
-            if len(self.waits) >= BATCH:
-                self.wait()
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError, RefusedError):
-                self.waits.append(self.disk().submit(_sync_and_close, open_directory(self.destination, path)))
-        self.changed.clear()
-        if to_the_end:
-            self.wait()
+        if len(self.waits) >= STAGED:
+            self.waits.popleft().result()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, RefusedError):
+            self.waits.append(self.disk.sync(open_directory(self.destination, path), and_close=True))
 
     def wait(self) -> None:
         while self.waits:
-            self.waits.pop().result()
+            self.waits.popleft().result()
 
-    def disk(self) -> "Executor":
-        """Return who writes to the disk while the walk goes on, so that what is written shares its waits."""
-        if self.syncing is None:
-            from concurrent.futures import ThreadPoolExecutor
-
-            self.syncing = ThreadPoolExecutor(SYNCS)
-        return self.syncing
-
-    def leave_disk(self) -> None:
-        """Wait for the last write, and need no more."""
-        if self.syncing is not None:
-            self.syncing.shutdown()
-            self.syncing = None
-
-    def fill(self, there: int, wanted: Directory, path: str) -> "Iterator[Action | _Staged]":
+    def fill(self, there: int, wanted: Directory, path: str) -> "Iterator[_Step]":
         """Put in place what is new or changed in one directory and below; note what is to go.
 
         Args:
@@ -475,7 +467,8 @@ class _Mirror:
             path: its tree path.
         """
         found = self.found(there, wanted)
-        stale = sorted(name for name in found if name.startswith(files.TEMPORARY))
+        # No listing has one.
+        stale = sorted(name for name in found.keys() - wanted.entries.keys() if files.is_temporary(name))
         for name in stale:
             del found[name]
             yield from self.try_to_remove(there, name, join(path, name))
@@ -507,7 +500,7 @@ class _Mirror:
             or wrong
             or any(name not in found or not stat.S_ISDIR(found[name][0]) for name in wanted.directories)
         ):
-            self.changed.append(path)
+            yield _Changed(path)
 
     def found(self, there: int, wanted: Directory) -> dict[str, Entry]:
         if there < 0:
@@ -537,7 +530,7 @@ class _Mirror:
 
     def put_all(
         self, there: int, wrong: list[str], found: dict[str, Entry], wanted: Directory, path: str
-    ) -> "Iterator[Action | _Staged]":
+    ) -> "Iterator[_Step]":
         here = -1
         try:
             if not self.show:
@@ -550,9 +543,7 @@ class _Mirror:
             if here >= 0:
                 os.close(here)
 
-    def put(
-        self, here: int, there: int, name: str, old: Entry | None, new: Entry, path: str
-    ) -> "Iterator[Action | _Staged]":
+    def put(self, here: int, there: int, name: str, old: Entry | None, new: Entry, path: str) -> "Iterator[_Step]":
         """Put one file or link in place, over whatever has its name."""
         action = Action("update" if old else "install", path, False, new[1])
         try:
@@ -562,7 +553,7 @@ class _Mirror:
             aside = files.temporary_name(name) if old is not None and stat.S_ISDIR(old[0]) else None
             if not self.show and (old is None or old[1:] != new[1:] or not _chmod(there, name, new)):
                 if self.durable and stat.S_ISREG(new[0]):
-                    yield _staged(here, there, name, action, aside, self.disk())
+                    yield _staged(here, there, name, action, aside, self.disk)
                     return
                 _copy(here, there, name, new, aside)
             yield action
@@ -571,9 +562,7 @@ class _Mirror:
         except (OSError, RefusedError) as error:
             yield self.fault(path, error)
 
-    def enter(
-        self, there: int, name: str, old: Entry | None, wanted: Directory, path: str
-    ) -> "Iterator[Action | _Staged]":
+    def enter(self, there: int, name: str, old: Entry | None, wanted: Directory, path: str) -> "Iterator[_Step]":
         """Go on in a directory below, which is made where it is missing."""
         is_there = old is not None and stat.S_ISDIR(old[0])
         if not is_there and not _holds(wanted):
@@ -616,7 +605,7 @@ class _Mirror:
                 for name in gone:
                     yield from self.try_to_remove(there, name, join(path, name))
                 if self.durable and not self.show:
-                    self.changed.append(path)
+                    self.sync(path)
             finally:
                 os.close(there)
 
@@ -771,6 +760,12 @@ def _chmod(there: int, name: str, new: Entry) -> bool:
         os.close(fd)
 
 
+class _Changed(str):
+    """A directory, as its tree path, in which all names that were to change have changed."""
+
+    __slots__ = ()
+
+
 class _Staged:
     """A file that has a temporary name, and is on its way to the disk.
 
@@ -787,7 +782,7 @@ class _Staged:
         temporary: str,
         action: Action,
         aside: str | None,
-        written: "Future[None]",
+        written: "_Sync",
     ) -> None:
         self.there = there
         self.fd = fd
@@ -799,7 +794,7 @@ class _Staged:
 
     def drop(self) -> None:
         """Close it, and remove it where it did not get its name."""
-        self.written.cancel() or self.written.exception()
+        self.written.wait()
         try:
             if self.temporary:
                 with contextlib.suppress(FileNotFoundError):
@@ -809,23 +804,91 @@ class _Staged:
             os.close(self.there)
 
 
-def _staged(here: int, there: int, name: str, action: Action, aside: str | None, disk: "Executor") -> _Staged:
+def _staged(here: int, there: int, name: str, action: Action, aside: str | None, disk: "_Disk") -> _Staged:
     """Write a file of one directory into another under a temporary name. Raises OSError, and then leaves nothing."""
     temporary = files.temporary_name(name)
     fd = _copy_file(here, there, name, temporary)
     try:
-        return _Staged(os.dup(there), fd, name, temporary, action, aside, disk.submit(os.fsync, fd))
+        return _Staged(os.dup(there), fd, name, temporary, action, aside, disk.sync(fd))
     except BaseException:
         os.close(fd)
         os.unlink(temporary, dir_fd=there)
         raise
 
 
-def _sync_and_close(fd: int) -> None:
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+_Step = Action | _Staged | _Changed
+
+
+class _Sync:
+    """One fsync(2) that another thread does."""
+
+    __slots__ = ("_and_close", "_done", "_error", "_fd")
+
+    def __init__(self, fd: int, and_close: bool) -> None:
+        self._fd = fd
+        self._and_close = and_close
+        self._error: OSError | None = None
+        self._done = _thread.allocate_lock()
+        self._done.acquire()
+
+    def run(self) -> None:
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            self._error = error
+        finally:
+            if self._and_close:
+                os.close(self._fd)
+            self._done.release()
+
+    def wait(self) -> None:
+        with self._done:
+            return
+
+    def result(self) -> None:
+        """Wait for it. Raises OSError as fsync(2)."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+
+
+class _Disk:
+    """Threads that write to the disk while a walk goes on, so that what is written shares its waits.
+
+    As `concurrent.futures` has them, but for its import, which takes as long as eighty files.
+    """
+
+    def __init__(self) -> None:
+        self._threads: list[Thread] = []
+        self._queue: SimpleQueue[_Sync | None] | None = None
+
+    def sync(self, fd: int, and_close: bool = False) -> _Sync:
+        """Begin to write what a descriptor has to the disk; it stays open until that is done."""
+        if self._queue is None:
+            from queue import SimpleQueue
+
+            self._queue = SimpleQueue()
+        if len(self._threads) < SYNCS:
+            from threading import Thread
+
+            self._threads.append(Thread(target=_serve, args=(self._queue,)))
+            self._threads[-1].start()
+        todo = _Sync(fd, and_close)
+        self._queue.put(todo)
+        return todo
+
+    def leave(self) -> None:
+        """Wait for the last write, and need no more."""
+        if self._queue is not None:
+            for _ in self._threads:
+                self._queue.put(None)
+            for thread in self._threads:
+                thread.join()
+
+
+def _serve(queue: "SimpleQueue[_Sync | None]") -> None:
+    while (todo := queue.get()) is not None:
+        todo.run()
 
 
 def _rename(there: int, temporary: str, name: str, aside: str | None) -> None:

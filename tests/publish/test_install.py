@@ -19,7 +19,7 @@ from infocluster import config, files
 from infocluster.cron import progress
 from infocluster.errors import RefusedError
 from infocluster.publish import install, origin, prepare, undo
-from infocluster.trees import BATCH
+from infocluster.trees import STAGED
 
 # A tree is {name: what}: a dictionary is a directory, ("file", content, mode, second) a file, ("link", text) a link.
 NAMES = st.sampled_from(["a", "b", "c", "ab", "é x", "[1]*", "-r", ".hidden", "n\nl", "\udcff"])
@@ -348,7 +348,7 @@ def outside(conf):
 def test_link_swapped_in_during_the_run_leads_nowhere(conf, outside, tree, new):
     """After the first change is told, directories that are still to come become links out of the tree."""
     # More than are on their way to the disk at once.
-    count, first = 3 * BATCH, 2 * BATCH
+    count, first = 3 * STAGED, 2 * STAGED
     for number in range(count):
         place(conf, "development", f"world/a/d{number:03}/page", f"new {number}")
         place(conf, "production", f"world/a/d{number:03}/page", "old")

@@ -20,7 +20,7 @@ import fnmatch
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from infocluster import names, trees
 from infocluster.errors import RefusedError, UnavailableError, UsageError, reason
@@ -57,12 +57,13 @@ class Tree:
         self.aside = re.compile("(?s:" + "|".join(f"(?:{pattern})" for pattern in patterns) + r")\Z").match
         self._rules: dict[str, instrc.Rules] = {}
 
-    def rules(self, directory: str, is_there: bool = False) -> instrc.Rules:
+    def rules(self, directory: str, is_there: bool = False, fd: int | None = None) -> instrc.Rules:
         """Return the rules of a directory; one that this tree does not hold has none.
 
         Args:
             directory: its tree path.
             is_there: whether it was seen to be there, so that its absence is a fault.
+            fd: a descriptor of it where the caller has one.
 
         Raises:
             UnavailableError: it is not there any more.
@@ -70,7 +71,8 @@ class Tree:
         """
         found = self._rules.get(directory)
         if found is None:
-            found = self._rules[directory] = self._read(directory, is_there)
+            found = instrc.read(self.root, directory, fd) if fd is not None else self._read(directory, is_there)
+            self._rules[directory] = found
         return found
 
     def forget(self) -> None:
@@ -180,8 +182,11 @@ def look(tree: Tree, paths: Sequence[str], without: Mapping[str, str]) -> Look:
         why = spared(directory, name, stat.S_ISDIR(mode)) if has_rules else None
         return why or (without.get(trees.join(directory, name)) if without else None)
 
+    def narrow(directory: str, fd: int) -> Callable[[str], object]:
+        return _every if without or tree.rules(directory, fd=fd).rules else aside
+
     tree.forget()
-    listing = trees.scan(tree.root, paths, leave)
+    listing = trees.scan(tree.root, paths, leave, narrow)
     for path in paths:
         _beside(tree, listing, path, makefiles, versions)
     controlled = set(_controlled(tree, versions))
@@ -189,6 +194,10 @@ def look(tree: Tree, paths: Sequence[str], without: Mapping[str, str]) -> Look:
         _leave_locked(listing, path)
     listing.left = [(path, why) for path, why in listing.left if not isinstance(why, Quiet)]
     return Look(listing, sorted(makefiles), controlled)
+
+
+def _every(_name: str) -> bool:
+    return True
 
 
 def node(listing: trees.Listing, path: str) -> trees.Directory | None:

@@ -19,7 +19,6 @@ Source: documentation of wwwinst; rsync(1) for what ``-a --delete`` is expected 
 import contextlib
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -486,6 +485,8 @@ def clear(production_dir: str, path: str) -> None:
         for found in filter(left, os.listdir(fd)):
             with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISDIR(os.stat(found, dir_fd=fd, follow_symlinks=False).st_mode):
+                    import shutil
+
                     shutil.rmtree(found, dir_fd=fd)
                 else:
                     os.unlink(found, dir_fd=fd)

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
-from infocluster import names, processes, trees
+from infocluster import names, trees
 from infocluster.config import Settings
 from infocluster.errors import InfoclusterError, RefusedError, UnavailableError, reason
 from infocluster.locks import lockfile
@@ -162,6 +162,9 @@ def _repaired(root: str, path: str, mode: int, bits: int, part: Part) -> bool:
 
 def _make(tree: development.Tree, directory: str, part: Part, conf: Settings) -> str | None:
     """Run make in one directory; return why that directory is to be left alone, or None."""
+    # A tree without makefiles starts no program.
+    from infocluster import processes
+
     install = conf["install"]
     try:
         here = trees.open_directory(tree.root, directory)

@@ -32,7 +32,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -118,7 +117,7 @@ def keep(record: Record, changes: Sequence[Change], conf: Settings) -> bool:
             _write_changes(place, changes, True)
     except OSError as error:
         if can_undo:
-            shutil.rmtree(place, ignore_errors=True)
+            _remove(place)
         raise UnavailableError(f"cannot keep what is replaced in {place}: {reason(error)}") from error
     return can_undo
 
@@ -253,7 +252,7 @@ def forget(of: Record, conf: Settings) -> None:
     try:
         write(of | {"state": UNDONE}, state_dir, conf["install"]["log_count"])
         if place is not None:
-            shutil.rmtree(place)
+            _remove(place, ignore_errors=False)
     except OSError as error:
         raise UnavailableError(f"cannot note that {of['id']} was undone: {reason(error)}") from error
 
@@ -320,7 +319,14 @@ def _make_room(undo_dir: str, count: int, size: int) -> None:
     total = sum(_bytes(name) for name in kept)
     while kept and (len(kept) > count or total > size):
         total -= _bytes(kept[0])
-        shutil.rmtree(f"{undo_dir}/{kept.pop(0)}", ignore_errors=True)
+        _remove(f"{undo_dir}/{kept.pop(0)}")
+
+
+def _remove(place: str, ignore_errors: bool = True) -> None:
+    # Rarely needed, and not loaded in a moment: it knows how to pack.
+    import shutil
+
+    shutil.rmtree(place, ignore_errors)
 
 
 def _bytes(name: str) -> int:
@@ -371,7 +377,8 @@ def _copy(fd: int, name: str, target: str) -> None:
     source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
     with open(source, "rb") as reading, open(target, "xb") as writing:
         status = os.fstat(source)
-        shutil.copyfileobj(reading, writing)
+        while chunk := reading.read(trees.CHUNK_BYTES):
+            writing.write(chunk)
         writing.flush()
         os.fchmod(writing.fileno(), status.st_mode & 0o777)
         os.utime(writing.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
