@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from conftest import ROOT, Reply, Site, parse_reply
+from infocluster import config
 from infocluster.locks import lockfile
 from infocluster.poll import agent, secrets, state
 from infocluster.poll.state import State
@@ -168,6 +169,8 @@ def test_only_allowed_addresses_and_the_token_may_ask(site: Site) -> None:
     for address in ("192.0.2.8", "", "x", "::ffff:192.0.2.7%lo"):
         assert poll(site, right, REMOTE_ADDR=address).status == 403
     assert b"cf one" in poll(site, "token=open+sesame", REMOTE_ADDR="192.0.2.7").body
+    assert b"cf one" in site.cgi("status.cgi", REMOTE_ADDR="192.0.2.7").body
+    assert b"cf one" not in site.cgi("status.cgi", REMOTE_ADDR="192.0.2.8").body
 
 
 def test_backup_says_itself_how_it_ended(site: Site) -> None:
@@ -231,6 +234,30 @@ def test_too_many_states_are_refused(site: Site) -> None:
     put(site, "released", NOW + 1)
     assert poll(site, query(NOW + 2)).status == 503 and poll(site, query()).status == 200
     assert not [name for name in os.listdir(states(site)[0].parent) if name.startswith(".~")]
+
+
+def test_a_poll_loads_no_heavy_module(site: Site) -> None:
+    """What a poll imports is its run time: with compiled settings, only modules of ours and what is built in."""
+    configure(site)
+    put(site, "complete")
+    config.compile_settings(str(site.conf_file))
+    code = (
+        "import sys, posix; sys.path.insert(0, sys.argv[1]); before = set(sys.modules)\n"
+        "leave = posix._exit\n"
+        "def left(status):\n"
+        "    posix.write(2, ' '.join(set(sys.modules) - before).encode()); leave(status)\n"
+        "posix._exit = left\n"
+        "from infocluster.web import cgi; cgi.run('infocluster.apps.poll:answer')\n"
+    )
+    environment = site.environment(
+        REQUEST_METHOD="GET", QUERY_STRING=query(), SERVER_GATHER=str(site.gather()), REMOTE_ADDR="192.0.2.1"
+    )
+    program = [sys.executable, "-IS", "-c", code, str(ROOT / "lib")]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
+    assert agent.RELEASE in done.stdout
+    loaded = done.stderr.split()
+    assert {name for name in loaded if not name.startswith("infocluster")} <= {"_blake2", "time"}
+    assert len(loaded) <= 16, sorted(loaded)
 
 
 def at_once(site: Site, targets: list[int], width: int) -> list[Reply]:

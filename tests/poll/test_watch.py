@@ -146,6 +146,24 @@ def test_failure_releases_only_where_the_settings_say_so_and_after_its_time(site
     assert found(held).state == "failed"
 
 
+def test_letter_that_cannot_be_kept_stops_a_release_and_nothing_else(site: Site) -> None:
+    more = 'on_failure = "release"\nhold_s = 100\n[mail]\nto = ["no address at all @"]\n'
+    commands(site, "exit 1", more=more)
+    fresh, late = put(site, "new"), put(site, "failed", NOW + 300, NOW - 150)
+    assert watch(site).returncode == 1
+    assert (found(fresh).state, found(late).state) == ("failed", "failed")
+    commands(site, more=more.replace('"no address at all @"', ""))
+    watch(site)
+    assert (found(late).state, subjects(site)) == ("released", [])
+
+
+def test_backup_that_is_done_is_not_late(site: Site) -> None:
+    commands(site, status="exit 0", more="limit_s = 100\n")
+    path = put(site, "running", NOW - 200, NOW - 150)
+    watch(site)
+    assert found(path).state == "complete"
+
+
 @pytest.mark.parametrize("content", [b"", b"wait3\n", b"infocluster poll 2\nstate complete\n"])
 def test_unreadable_state_becomes_failed_and_never_releases(site: Site, content: bytes) -> None:
     commands(site, more='on_failure = "release"\nhold_s = 0\n')
@@ -175,7 +193,7 @@ def test_states_are_forgotten_long_after_nobody_may_ask(site: Site) -> None:
 def test_second_watch_leaves_a_core_filer_to_the_first(site: Site) -> None:
     # The first one is at it until the pipe is read: in its start command.
     os.mkfifo(site.root / "go")
-    commands(site, start=f"read x <{site.root}/go; echo job")
+    commands(site, start=f"test -e {site.root}/begun || {{ touch {site.root}/begun; read x <{site.root}/go; }}")
     path = put(site, "new")
     program = [sys.executable, str(Path(__file__).parents[2] / "batch/backup-watch")]
     with subprocess.Popen(
@@ -186,8 +204,7 @@ def test_second_watch_leaves_a_core_filer_to_the_first(site: Site) -> None:
         second = put(site, "new", NOW + 300)
         assert watch(site).returncode == 0
         assert (found(path).state, found(second).state) == ("starting", "new")
-        for _ in range(2):
-            (site.root / "go").write_text("x\n")
+        (site.root / "go").write_text("x\n")
         assert first.wait(30) == 0
     # It looked again before it left: the second one was started too, and each once.
     assert (found(path).state, found(second).state) == ("running", "running")

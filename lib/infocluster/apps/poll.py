@@ -46,8 +46,8 @@ def answer(request: Request) -> Response:
 def _answered(request: Request, now: float) -> Response:
     request.allow("GET", "HEAD", "POST")
     poll = request.settings["poll"]
-    if poll["allow"]:
-        _check_address(request.variable("REMOTE_ADDR"), poll["allow"])
+    if not is_allowed(request.variable("REMOTE_ADDR"), poll["allow"]):
+        raise HttpError(403, "This address may not ask here.")
     sent = request.query()
     if request.method == "POST":
         sent += request.form(BODY_LIMIT_BYTES)
@@ -86,18 +86,17 @@ def directory(poll: "dict[str, Any]", gather: str) -> str:
     return named
 
 
-def _check_address(address: str, allowed: "list[str]") -> None:
-    if address in allowed:
-        return
+def is_allowed(address: str, allowed: "list[str]") -> bool:
+    """Tell whether an address is one of these, or in one of these networks; all are where none is named."""
+    if not allowed or address in allowed:
+        return True
     import ipaddress
 
     try:
         found = ipaddress.ip_address(address)
-        if any(found in ipaddress.ip_network(network) for network in allowed):
-            return
     except ValueError:  # no address at all: not one of those
-        pass
-    raise HttpError(403, "This address may not ask here.")
+        return False
+    return any(found in ipaddress.ip_network(network) for network in allowed)
 
 
 def _check_token(told: str, name: str) -> None:

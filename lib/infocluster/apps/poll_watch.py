@@ -58,6 +58,8 @@ def _round(run: Run, state_dir: str, filers: "list[dict[str, object]]", is_urgen
     mail = run.settings["mail"]
 
     def write(subject: str, text: str, key: str) -> None:
+        if not mail["to"]:
+            return
         host = os.uname().nodename
         body = f"{text}\nOn {host}; see status.cgi there, or backup-watch -status.\n"
         letter = letters.compose(mail["from"], mail["to"], subject, body, key=key)

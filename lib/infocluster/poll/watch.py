@@ -108,6 +108,9 @@ def _advance(watch: Watch, filer: dict[str, Any], backend: base.Base, path: str,
         if agent.is_old(found, now, watch.poll):
             _forget(watch, path, found)
         return
+    if found.state == "running":
+        _ask(watch, filer, backend, path, found)
+        return
     late = agent.overdue(found, now, filer)
     if late is not found:
         _put(watch, path, late)
@@ -116,7 +119,7 @@ def _advance(watch: Watch, filer: dict[str, Any], backend: base.Base, path: str,
             _forget(watch, path, found)
     elif found.state == "new":
         _start(watch, backend, path, found)
-    elif found.state == "starting":
+    else:
         # We hold the lock, so whoever wrote this is gone.
         seen = backend.confirm(found)
         if seen is None:
@@ -126,8 +129,20 @@ def _advance(watch: Watch, filer: dict[str, Any], backend: base.Base, path: str,
             running = found.become("running", now)
             _put(watch, path, running)
             _take(watch, path, running, seen)
+
+
+def _ask(watch: Watch, filer: dict[str, Any], backend: base.Base, path: str, found: State) -> None:
+    """Ask how a running backup stands; only one that is not done by now can be late."""
+    try:
+        seen = backend.status(found)
+    except InfoclusterError as error:
+        watch.fault(f"{found.mass} {found.target}: {error}")
+        seen = base.Seen("running", found.progress)
+    late = agent.overdue(found, watch.now(), filer)
+    if seen.state == "running" and late is not found:
+        _put(watch, path, late)
     else:
-        _take(watch, path, found, backend.status(found))
+        _take(watch, path, found, seen)
 
 
 def _start(watch: Watch, backend: base.Base, path: str, found: State) -> None:
@@ -164,7 +179,13 @@ def _put(watch: Watch, path: str, found: State, is_news: bool = True) -> None:
     found.why = state.clean(found.why)
     if is_news and (found.state in agent.LOST or "forced" in found.flags):
         text = agent.text(found).replace(agent.RELEASE, "let the core filer go on (on_failure = release)")
-        watch.write(f"Backup of {found.mass}: {_called(found)}", text, f"{found.run}{_called(found)}")
+        try:
+            watch.write(f"Backup of {found.mass}: {_called(found)}", text, f"{found.run}{_called(found)}")
+        except InfoclusterError as error:
+            # Nothing goes on without a backup before the operator's letter is on its way.
+            if "forced" in found.flags:
+                raise
+            watch.fault(f"{found.mass} {found.target}: {error}")
     with suppress(OSError):  # a poll since we read it is not to be forgotten
         found.polled = max(found.polled, os.stat(path).st_mtime)
     state.replace(path, found)
