@@ -601,6 +601,29 @@ def test_undo_keeps_copies_where_the_state_is_on_another_file_system(site, dev):
     assert read(site.production) == {"world/a/x": "1"}
 
 
+@pytest.mark.root
+def test_full_disk_leaves_whole_files_and_no_temporary_name(site, dev):
+    """Far more files than are on their way to the disk at once; the disk takes some of them."""
+    build(dev, {f"world/a/p{number:03}": f"{number}" * 3000 for number in range(300)} | {"world/a/z": None})
+    script = (
+        f"mount -t tmpfs -o size=1m none '{site.production}' && mkdir -p '{site.production}/world/old' && "
+        f"{{ '{sys.executable}' '{ROOT}/batch/wwwdinst' world; echo status $?; }} && "
+        f"cp -a '{site.production}/.' '{site.root}/left'"
+    )
+    environment = site.environment(PATH="/usr/sbin:/usr/bin:/sbin:/bin")
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], env=environment, capture_output=True, text=True)
+    assert "No space left on device" in done.stderr and done.stdout.endswith("status 75\n"), (
+        done.stdout,
+        done.stderr,
+    )
+    left = read(site.root / "left")
+    installed = {line.split()[1] for line in lines(done) if line.startswith("install world/a/p")}
+    assert installed and {path for path in left if "/p" in path} == installed
+    assert all(left[path] == (dev / path).read_text() for path in installed)
+    # Nothing is removed by a run that could not put all in place, and nothing half done is left.
+    assert "world/old" in left and not [path for path in left if ".~" in path]
+
+
 def test_push_follows_unless_something_failed(site, dev):
     build(dev, {"world/a/x": "x"})
     shown = site.batch("wwwdinst", "-push", "-show", "world/a")

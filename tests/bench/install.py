@@ -34,7 +34,8 @@ class Site:
         self.conf = top / "etc/infocluster.toml"
         self.conf.write_text("")
         self.environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "INFOCLUSTER_CONF": str(self.conf)}
-        subprocess.run([str(tree / "batch/check-site"), "-compile"], env=self.environment, check=False)
+        compiling = [str(tree / "batch/check-site"), "-compile"]
+        subprocess.run(compiling, env=self.environment, stdout=subprocess.DEVNULL, check=False)
         for number in range(files):
             file = self.file(number)
             if number % IN_DIRECTORY == 0:
