@@ -21,6 +21,7 @@ from infocluster.errors import InfoclusterError, UnavailableError
 from infocluster.push import parcel, rsync, transport
 from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
+from infocluster.push.skeleton import LeftOut
 
 # ssh: rsync compares. find: the server tells what it lacks. parcel: it gets that at once. daemon: an rsync daemon.
 WAYS = ("ssh", "find", "parcel", "daemon")
@@ -77,6 +78,8 @@ class Pushed:
         if self.way == "daemon":
             inside = self.copy.relative_to(self.root.parent)
             return Server("localhost", "web", "daemon", f"/{self.module}/{inside}", port=self.port)
+        if self.way == "local":
+            return Server("web1", "web", "local", str(self.copy))
         return Server("web1", "web", "ssh", str(self.copy))
 
     def write(self, path, content="x", mode=0o644, where=None):
@@ -93,7 +96,7 @@ class Pushed:
         listing = listing or self.listing(*paths, leave=leave)
         settings = self.cluster.settings(**push)
         order = Order(settings, trees.outermost(paths), show, atomic, time.monotonic() + left_s, self.stopped)
-        return list((transport.daemon if self.way == "daemon" else transport.over_ssh)(self.server, listing, order))
+        return list(transport.TRANSPORTS[self.server.transport](self.server, listing, order))
 
 
 @pytest.fixture
@@ -112,6 +115,7 @@ def site(cluster, tmp_path, request, monkeypatch):
 
 
 every_way = pytest.mark.parametrize("site", WAYS, indirect=True)
+switching = pytest.mark.parametrize("site", ("ssh", "find", "local"), indirect=True)
 over_ssh = pytest.mark.parametrize("site", WAYS[:3], indirect=True)
 
 
@@ -192,6 +196,32 @@ def test_every_name_can_be_left_out(site):
         assert not (site.copy / f"world/file/{name}").exists()
     assert (site.copy / "world/kept/below").read_text() == "new"
     assert not (site.copy / "world/kept/gone").exists()
+
+
+@pytest.mark.parametrize("site", (*WAYS, "local"), indirect=True)
+def test_what_only_a_server_has_stays_where_the_listing_says_so(site):
+    site.write("world/page", "new")
+    for path in ("world/page", "world/its.log", "world/goes", "world/gone/its.log", "world/gone/x", "world/old/x"):
+        site.write(path, "old", where=site.copy)
+
+    def leave(_directory, name, _mode):
+        return LeftOut("skel, line 1, leaves it out") if name.endswith(".log") else None
+
+    def push(**how):
+        listing = site.listing("world", leave=leave)
+        listing.leave = leave
+        return sorted(pair for pair in told(site.push("world", listing=listing, **how)) if pair[0] != "keep")
+
+    gone = ["world/goes", "world/gone/x", "world/old", "world/old/x"]
+    expected = [*(("remove", path) for path in gone), ("update", "world/page")]
+    assert push(show=True) == expected
+    assert push() == expected
+    assert set(state(site.copy)) == {b"world", b"world/gone", b"world/gone/its.log", b"world/its.log", b"world/page"}
+    assert push() == []
+    if site.way != "daemon":
+        site.write("world/page", "newest")
+        assert push(atomic=True) == [("update", "world/page")]
+        assert (site.copy / "world/its.log").read_text() == (site.copy / "world/gone/its.log").read_text() == "old"
 
 
 def grown(root, rng):
@@ -626,7 +656,7 @@ def test_program_and_configuration_may_have_blanks_and_quotes_in_their_paths(sit
     assert ("install", "world/page") in told(actions)
 
 
-@over_ssh
+@switching
 def test_directory_switches_over_in_one_step(site):
     for name in ("a", "b/c"):
         site.write(f"world/dir/{name}", "0")
@@ -674,7 +704,7 @@ def content(fd, name):
         os.close(opened)
 
 
-@over_ssh
+@switching
 def test_switch_keeps_what_is_left_out_and_links_what_is_the_same(site):
     for path in ("world/dir/same", "world/dir/new", "world/dir/sub/private"):
         site.write(path, "new")
@@ -706,7 +736,7 @@ def test_switch_keeps_what_is_left_out_and_links_what_is_the_same(site):
     assert (site.copy / "world/dir").stat().st_ino == inode
 
 
-@over_ssh
+@switching
 def test_switch_works_with_every_name(site):
     for name in HOSTILE[::3]:
         site.write(f"world/{name}/{name[:250]}", name.encode("utf-8", "replace").decode())

@@ -33,6 +33,9 @@ NO_DESTINATION = 97
 _IS_GNU = b"p./."
 END = b"end"
 
+_ABOVE = r"-maxdepth 0 -type d -printf 'p%p\0'"
+_FILES = r"-type f -printf 'f%m %s %T@ %p\0' -o -type l -printf 'l%p//%l\0' -o -printf 'o%p\0'"
+
 _BUILDING = threading.Lock()
 
 
@@ -62,11 +65,19 @@ class Difference(NamedTuple):
         put: each file, link and directory to put in place.
         removals: each thing to remove, what is in a directory before it.
         outermost: the tree paths of these that no other of them, and nothing that is put, has below itself.
+        kept: each thing that stays though it is not in the listing, see `Listing.leave`.
     """
 
     put: list[Action]
     removals: list[Action]
     outermost: list[str]
+    kept: list[Action]
+
+    def actions(self) -> Iterator[Action]:
+        """Yield all that is to be done, and what stays."""
+        yield from self.put
+        yield from self.removals
+        yield from self.kept
 
 
 def items(listing: Listing) -> Items:
@@ -83,30 +94,31 @@ def preamble(destination: str) -> list[str]:
 
 
 def told(listing: Listing, paths: list[str]) -> list[str]:
-    """Return the commands that tell everything a server has at the paths of a listing."""
-    above = _words([".", *_partial(listing.top, "./")])
-    return [
-        f"find {above} -maxdepth 0 -type d -printf 'p%p\\0' </dev/null 2>/dev/null",
-        f"find {_words(paths)} -type f -printf 'f%m %s %T@ %p\\0' -o -type d -printf 'd%m %p\\0' "
-        "-o -type l -printf 'l%p//%l\\0' -o -printf 'o%p\\0' </dev/null 2>/dev/null",
-        f"printf {END.decode()}",
-    ]
+    """Return the commands that tell what a server has: above the paths of a listing, then at them.
+
+    Where no directory is among these, one command tells both, and does not look into one that is there.
+    """
+    above = [".", *_partial(listing.top, "./")]
+    if not any(item.startswith(b"d") for item in items(listing).all):
+        return [_find([*above, *paths], _ABOVE, _FILES)]
+    return [_find(above, _ABOVE), _find(paths, r"-type d -printf 'd%m %p\0'", _FILES)]
 
 
 def script(listing: Listing, paths: list[str], destination: str) -> bytes:
     """Return what a POSIX shell on the server reads to compare a destination with a listing.
 
-    It exits with NO_DESTINATION where that is not there.
+    It exits with NO_DESTINATION where that is not there. The listing has a directory that is pushed as a whole.
     """
     start = "\n".join(preamble(destination))
-    above, *items_told = told(listing, paths)
+    above, there = told(listing, paths)
     text = f"""
 {start}
 above() {{
     {above}
 }}
 items() {{
-    {chr(10).join(items_told)}
+    {there}
+    printf {END.decode()}
 }}
 kept=$(mktemp 2>/dev/null) || {{ above; items; exit 0; }}
 trap 'rm -f "$kept"' 0 1 2 13 15
@@ -126,14 +138,16 @@ def no_destination(server: Server) -> UnavailableError:
 
 def difference(listing: Listing, answer: bytes) -> Difference | None:
     """Return what a server's answer lacks of a listing and has beyond it; None where the answer is not whole."""
-    result = Difference([], [], [])
+    result = Difference([], [], [], [])
     if answer == SAME:
         return result
     *lines, end = answer.split(b"\0")
-    if end != END or _IS_GNU not in lines:
-        return None
     wanted = items(listing)
     theirs = frozenset(lines)
+    above = [os.fsencode(path) for path in _partial(listing.top, "./")]
+    asked = {b"p" + path for path in above} | {_IS_GNU}
+    if end != END or _IS_GNU not in theirs or any(item[:1] == b"p" and item not in asked for item in theirs):
+        return None
     only_theirs = theirs - wanted.all
     there = {_path(item): item for item in only_theirs}
     replaced = set()
@@ -153,22 +167,29 @@ def difference(listing: Listing, answer: bytes) -> Difference | None:
                     replaced.add(path)
         result.put.append(action)
     if result.put:
-        above = _partial(listing.top, "./")
-        result.put.extend(
-            Action("install", path[2:], True) for path in above if b"p" + os.fsencode(path) not in theirs
-        )
+        result.put.extend(Action("install", _text(path), True) for path in above if b"p" + path not in theirs)
         result.put.sort(key=lambda action: action.path)
-    gone = [path for path, item in there.items() if item[:1] != b"p" and path not in put_paths]
-    left = {os.fsencode("./" + path) for path, _ in listing.left}
-    if left:
-        gone = [path for path in gone if not any(above in left for above in _with_above(path))]
-    known = set(gone)
-    for path in sorted(gone):
-        if not any(above in known or above in replaced for above in _above(path)):
-            result.outermost.append(_text(path))
-    for path in sorted(gone, reverse=True):
-        result.removals.append(Action("remove", _text(path), there[path][:1] == b"d"))
+    gone = {path: item for path, item in there.items() if item[:1] != b"p" and path not in put_paths}
+    _take_away(listing, result, gone, replaced)
     return result
+
+
+def _take_away(listing: Listing, result: Difference, gone: dict[bytes, bytes], replaced: set[bytes]) -> None:
+    """Add to a difference what becomes of that which only the server has, items by path."""
+    left = {os.fsencode("./" + path) for path, _ in listing.left}
+    stays = set()
+    for path in gone:
+        if left and not left.isdisjoint(_with_above(path)):
+            stays.add(path)
+        elif listing.leave and (why := listing.stays(_text(path))):
+            result.kept.append(Action("keep", _text(path), reason=why))
+            stays.update(_with_above(path))
+    going = gone.keys() - stays
+    for path in sorted(going):
+        if not any(above in going or above in replaced for above in _above(path)):
+            result.outermost.append(_text(path))
+    for path in sorted(going, reverse=True):
+        result.removals.append(Action("remove", _text(path), gone[path][:1] == b"d"))
 
 
 def _items(listing: Listing) -> Items:
@@ -217,8 +238,9 @@ def _partial(node: Directory, prefix: str) -> Iterator[str]:
             yield from _partial(below, prefix + name + "/")
 
 
-def _words(paths: Iterable[str]) -> str:
-    return " ".join(shlex.quote(path if path.startswith("./") else "./" + path) for path in paths)
+def _find(paths: Iterable[str], *tests: str) -> str:
+    words = " ".join(shlex.quote(path if path.startswith("./") else "./" + path) for path in paths)
+    return f"find {words} {' -o '.join(tests)} </dev/null 2>/dev/null"
 
 
 def _path(item: bytes) -> bytes:

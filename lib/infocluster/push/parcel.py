@@ -87,7 +87,7 @@ def _script(listing: Listing, paths: list[str], destination: str, temporary: str
         [
             *comparison.preamble(destination),
             *comparison.told(listing, paths),
-            "echo",
+            f"printf '{comparison.END.decode()}\\n'",
             "read -r go || exit 0",
             "umask 077",
             f"trap 'rm -rf {place}' 0",

@@ -22,7 +22,7 @@ Source: rsync(1), sections "FILTER RULES", "EXIT VALUES", --files-from, --delete
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 
 from infocluster import processes
@@ -93,7 +93,7 @@ def over_ssh(
         UnavailableError: it refused us, its disk is full or read-only, the time is over, or the push was stopped.
         ConfigError: its user is no plain name.
     """
-    work = Push(server, listing, order, True)
+    work = Push(server, listing, order)
     if order.atomic:
         from infocluster.push import switch
 
@@ -112,7 +112,18 @@ def daemon(server: Server, listing: Listing, order: Order) -> Iterator[Action]:
     """
     if order.atomic:
         raise RefusedError(f"cannot switch over directories on {server.name}: it takes ssh, an rsync daemon cannot")
-    return Push(server, listing, order, False).work()
+    return Push(server, listing, order).work()
+
+
+def at_home(server: Server, listing: Listing, order: Order) -> Iterator[Action]:
+    """Bring a listing to a directory of this host, each of its directories in one step.
+
+    Raises:
+        UnavailableError: its disk is full or read-only or cannot do that, the time is over, or the push was stopped.
+    """
+    from infocluster.push import switch
+
+    return switch.work(Push(server, listing, order))
 
 
 class Report:
@@ -154,14 +165,16 @@ class Report:
 class Push:
     """A listing on its way to one server."""
 
-    def __init__(self, server: Server, listing: Listing, order: Order, is_ssh: bool) -> None:
+    def __init__(self, server: Server, listing: Listing, order: Order) -> None:
         self.server = server
         self.listing = listing
         self.order = order
-        self.is_ssh = is_ssh
         self.named: list[str] = []
         self.absent: list[str] = []
         self.whole: list[tuple[str, Directory]] = []
+        # What stays although the master has it not, and the directories that it is in.
+        self.spared: dict[str, str] = {}
+        self.occupied: set[str] = set()
         self.sort_out(listing.top, "")
 
     def sort_out(self, node: Directory, path: str) -> None:
@@ -177,7 +190,7 @@ class Push:
 
     def work(self, found: comparison.Difference | None = None) -> Iterator[Action]:
         """Do it all, knowing or finding out what the server lacks, and yield what was done."""
-        if found is None and self.is_ssh and self.whole and self.listing.count >= LARGE_COUNT:
+        if found is None and self.server.transport == "ssh" and self.whole and self.listing.count >= LARGE_COUNT:
             found = self.compared()
         return self.put_named() if found is None else self.put_difference(found)
 
@@ -196,8 +209,7 @@ class Push:
     def put_difference(self, found: comparison.Difference) -> Iterator[Action]:
         """Put in place and remove what is known to differ."""
         if self.order.show:
-            yield from found.put
-            yield from found.removals
+            yield from found.actions()
             return
         report = Report()
         # Only where something old is replaced can old and new be mixed; to hold all back costs half as much again.
@@ -217,6 +229,7 @@ class Push:
         elif report.faults:
             yield from kept(found.removals)
         yield from report.actions()
+        yield from found.kept
 
     def put_named(self) -> Iterator[Action]:
         """Put in place and remove what rsync finds to differ."""
@@ -226,12 +239,22 @@ class Push:
                 self.put(report, self.named, ["--dirs"])
             elif self.order.show:
                 self.put(report, self.named, ["--recursive", "--delete-delay"])
+                self.spare(report.removed)
+                report.removed = {
+                    path: one
+                    for path, one in report.removed.items()
+                    if path not in self.spared.keys() | self.occupied
+                }
             else:
                 self.put(report, self.named, ["--recursive", "--delete-delay", "--max-delete=0"], is_limited=True)
                 if report.stuck:
                     report.faults.clear()
                     self.put(report, self.named, ["--recursive"])
                 if report.more and not report.faults:
+                    if self.listing.leave:
+                        would = Report()
+                        self.put(would, self.named, ["--recursive", "--delete-delay", "--dry-run"])
+                        self.spare(would.removed)
                     self.put(report, self.named, ["--recursive", "--delete-delay"])
         gone = [Action("remove", path) for path in self.absent]
         if report.faults:
@@ -239,6 +262,14 @@ class Push:
         elif gone:
             self.remove(report, self.absent)
         yield from report.actions()
+        yield from (Action("keep", path, reason=why) for path, why in self.spared.items())
+
+    def spare(self, removed: Iterable[str]) -> None:
+        """Find out what of that which would be removed stays: see `Listing.leave`."""
+        for path in removed:
+            if why := self.listing.stays(path):
+                self.spared[path] = why
+                self.occupied.update(_above(path))
 
     def put(
         self,
@@ -263,7 +294,7 @@ class Push:
         Raises:
             UnavailableError: nothing more can be done.
         """
-        here, there, left = below or ("", "", [path for path, _ in self.listing.left])
+        here, there, left = below or ("", "", [path for path, _ in self.listing.left] + sorted(self.spared))
         if is_held and below is None:
             options = [*options, "--delay-updates"]
         with ExitStack() as stack:
@@ -324,7 +355,9 @@ class Push:
         words = [push["rsync"], *_ALWAYS, *options, f"--timeout={max(1, min(SILENCE_S, round(left_s)))}"]
         if self.order.show:
             words.append("--dry-run")
-        if self.is_ssh:
+        if server.transport == "local":
+            target = ["--", f"{source}/", destination]
+        elif server.transport == "ssh":
             shell = " ".join(_shell_word(word) for word in ssh.arguments(server, self.order.settings))
             target = ["--rsh=" + shell, "--", f"{source}/", f"{server.name}:{destination}"]
         else:
@@ -342,13 +375,27 @@ class Push:
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
         )
 
+    def ask(self, words: list[str], content: bytes) -> Outcome:
+        """Run a program where the destination is, with something to read, and return how it ended.
+
+        Raises:
+            UnreachableError: the server could not be reached, or the connection broke.
+            UnavailableError: the program cannot be started, did not end in time, or was stopped.
+        """
+        if self.server.transport == "ssh":
+            return ssh.run(self.server, words, self.order, content)
+        left_s = max(self.order.end - time.monotonic(), 0)
+        return processes.run(words, left_s, content, is_stopped=self.order.stopped.is_set)
+
     def read(self, report: Report, outcome: Outcome, is_limited: bool) -> None:
         """Take into a report what an rsync did and said."""
         for line in outcome.output.decode("ascii", "backslashreplace").split("\n"):
             if (action := _action(line)) is not None:
                 (report.removed if action.verb == "remove" else report.put)[action.path] = action
             elif not is_limited and (found := _NOT_EMPTY.fullmatch(line)):
-                report.faults[self.tree_path(found["path"])] = "cannot remove a directory that is not empty"
+                path = self.tree_path(found["path"])
+                if path not in self.occupied:
+                    report.faults[path] = "cannot remove a directory that is not empty"
         for line in outcome.errors.decode("ascii", "backslashreplace").split("\n"):
             if found := _MORE_TO_REMOVE.match(line):
                 report.more = int(found["count"])
@@ -384,7 +431,7 @@ class Push:
         if any("rsync: " in word and "not found" in word for word in said):
             raise UnavailableError(f"cannot update {self.server.name}: it has no rsync")
         if status in _BROKEN or "max connections" in text:
-            if self.is_ssh:
+            if self.server.transport == "ssh":
                 ssh.forget(self.server, self.order.settings)
                 raise ssh.not_reached(self.server, outcome.errors)
             raise UnreachableError(f"cannot reach {self.server.name}: {text}")

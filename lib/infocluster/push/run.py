@@ -194,6 +194,7 @@ def _kinds(
         listing = trees.scan(conf["site"]["production_dir"], mine, _leave(skeleton))
         if skeleton:
             skeleton.guard(listing)
+            listing.leave = skeleton.leave
         for path, why in listing.left:
             if not _is_excepted(why) and path not in seen:
                 seen.add(path)

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from infocluster import files
 from infocluster.errors import UnavailableError
 from infocluster.names import printable
-from infocluster.push import ssh
 from infocluster.push.rsync import Push, Report, kept
 from infocluster.trees import Action, Directory
 
@@ -84,7 +83,8 @@ def carry(old, new):
 def complete(path, staged, mode, left):
     for name in left:
         old, new = os.path.join(path, name), os.path.join(staged, name)
-        if os.path.lexists(old) and not os.path.lexists(new) and os.path.isdir(os.path.dirname(new)):
+        if os.path.lexists(old) and not os.path.lexists(new):
+            os.makedirs(os.path.dirname(new), exist_ok=True)
             carry(old, new)
     os.chmod(staged, mode)
 
@@ -148,8 +148,8 @@ def work(push: Push) -> Iterator[Action]:
         UnreachableError: it could not be reached, or the connection broke.
     """
     order = push.order
-    plan = list(Push(push.server, push.listing, order._replace(show=True, atomic=False), True).work())
-    if order.show or not plan:
+    plan = list(Push(push.server, push.listing, order._replace(show=True, atomic=False)).work())
+    if order.show or all(action.verb == "keep" for action in plan):
         yield from plan
         return
     stages = list(_stages(push, plan))
@@ -157,7 +157,7 @@ def work(push: Push) -> Iterator[Action]:
     report = Report()
     switched = 0
     try:
-        if put := [action.path for action in others if action.verb != "remove"]:
+        if put := [action.path for action in others if action.verb in ("install", "update")]:
             push.put(report, put, ["--dirs"])
         if stages:
             _ask(push, "prepare_all", stages)
@@ -181,12 +181,13 @@ def work(push: Push) -> Iterator[Action]:
 def _stages(push: Push, plan: list[Action]) -> Iterator[_Stage]:
     """Yield the directories in which there is anything to do."""
     for path, node in push.whole:
-        if any(_is_in(action.path, path) for action in plan):
+        if any(_is_in(action.path, path) and action.verb != "keep" for action in plan):
             above, _, name = path.rpartition("/")
             # The random part is what tells it from that of a directory with a longer name.
             short = name.encode("utf-8", "surrogateescape")[:40].decode("utf-8", "surrogateescape")
             staged = f"{files.TEMPORARY}{short}.{posix.urandom(6).hex()}"
-            left = [gone[len(path) + 1 :] for gone, _ in push.listing.left if _is_in(gone, path)]
+            stays = [gone for gone, _ in push.listing.left] + [one.path for one in plan if one.verb == "keep"]
+            left = [gone[len(path) + 1 :] for gone in stays if _is_in(gone, path)]
             yield _Stage(path, f"{above}/{staged}" if above else staged, node, left)
 
 
@@ -210,7 +211,7 @@ def _ask(push: Push, function: str, stages: list[_Stage]) -> int:
     """
     values = [(stage.path, stage.staged, stage.node.mode & 0o777 | 0o700, stage.left) for stage in stages]
     call = f"attempt({function}, {_literal(push.server.destination)}, {_literal(values)})\n"
-    outcome = ssh.run(push.server, ["python3", "-"], push.order, _PROGRAM + call.encode("ascii"))
+    outcome = push.ask(["python3", "-"], _PROGRAM + call.encode("ascii"))
     done = outcome.output.count(b"\n")
     if outcome.status == 0:
         return done

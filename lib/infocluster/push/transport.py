@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from infocluster import trees
-from infocluster.errors import InfoclusterError, RefusedError, UnavailableError
+from infocluster.errors import InfoclusterError, UnavailableError
 from infocluster.names import printable
 from infocluster.push.order import Order, Outcome, UnreachableError
 from infocluster.push.servers import Server
@@ -22,12 +22,13 @@ from infocluster.push.servers import Server
 def local(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
     """Bring a listing to a directory of this host, which has to exist: a disk that is not mounted is not filled.
 
-    Raises:
-        RefusedError: the order is to switch directories over in one step, which nothing here does.
+    Where each directory has to switch over in one step, that is `rsync`'s.
     """
     if order.atomic:
-        raise RefusedError("cannot switch directories over in one step with the transport local: only over ssh")
-    return trees.mirror(listing, server.destination, show=order.show)
+        from infocluster.push import rsync
+
+        return rsync.at_home(server, listing, order)
+    return trees.mirror(listing, server.destination, show=order.show, keep=listing.leave)
 
 
 def over_ssh(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
@@ -38,8 +39,7 @@ def over_ssh(server: Server, listing: trees.Listing, order: Order) -> Iterator[t
 
         found, is_done = parcel.send(server, listing, order)
         if found and (is_done or order.show):
-            yield from found.put
-            yield from found.removals
+            yield from found.actions()
             return
     from infocluster.push import rsync
 
@@ -84,7 +84,8 @@ def send(server: Server, listing: trees.Listing, order: Order) -> Outcome:
             if action.verb == "fail":
                 outcome.faults.append(f"{printable(action.path)}: {action.reason}")
             elif action.verb == "keep":
-                kept += 1
+                # A reason of a skeleton's own kind is no fault.
+                kept += type(action.reason) is str
             else:
                 outcome.changes.append(action)
             if order.stopped.is_set():

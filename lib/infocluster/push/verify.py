@@ -381,7 +381,7 @@ def _by_daemon(server: Server, wanted: Contents, order: Order, result: Drift) ->
     """Let an rsync daemon compare; it tells what it would send and remove, and does neither."""
     from infocluster.push import rsync
 
-    work = rsync.Push(server, wanted.listing, order._replace(show=True), False)
+    work = rsync.Push(server, wanted.listing, order._replace(show=True))
     report = rsync.Report()
     if work.named:
         contents_only = ["--checksum", "--no-perms", "--no-times", "--no-hard-links"]
