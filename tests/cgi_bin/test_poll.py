@@ -75,12 +75,12 @@ def log(site: Site) -> list[str]:
 def test_first_poll_starts_the_backup_and_is_answered_as_the_cluster_expects(site: Site) -> None:
     configure(site)
     reply = poll(site, query(token="ignored", x="1"))
-    assert reply.status == 200 and b"is starting since" in reply.body and agent.RELEASE.encode() not in reply.body
+    assert reply.status == 200 and b"been starting since" in reply.body and agent.RELEASE.encode() not in reply.body
     assert reply.fields["Content-Type"].startswith("text/plain")
     assert reply.fields["Pragma"] == "no-cache"
     assert reply.fields["Cache-Control"] == "no-cache, must-revalidate"
     assert reply.fields["Expires"] == "Sat, 26 Jul 1997 05:00:00 GMT"
-    until(lambda: b"is running since" in poll(site, query()).body)
+    until(lambda: b"has been running since" in poll(site, query()).body)
     assert log(site) == [str(NOW)]
 
 
@@ -279,7 +279,7 @@ def test_fifty_processes_poll_one_new_key_at_once_and_it_starts_once(site: Site)
     configure(site)
     replies = at_once(site, [NOW] * 50, 50)
     assert {reply.status for reply in replies} == {200}
-    until(lambda: b"is running" in poll(site, query()).body)
+    until(lambda: b"been running" in poll(site, query()).body)
     assert log(site) == [str(NOW)]
 
 

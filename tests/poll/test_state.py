@@ -102,8 +102,8 @@ def test_phrase_is_in_the_text_of_what_is_complete_alone(name: str) -> None:
 
 
 def test_text_says_what_a_person_wants_to_know() -> None:
-    assert "is running since 2026-11-22 22:00:02 UTC: 42%." in agent.text(one())
+    assert "has been running since 2026-11-22 22:00:02 UTC: 42%." in agent.text(one())
     failed = one(name="failed")
     failed.why = "the disk is full"
     assert "failed at 2026-11-22 22:00:02 UTC: the disk is full." in agent.text(failed)
-    assert "is starting since" in agent.text(one(name="new"))
+    assert "has been starting since" in agent.text(one(name="new"))

@@ -50,13 +50,13 @@ def text(state: State) -> str:
             said = f"{what} is not complete ({state.why}); the settings of this server say to go on nonetheless."
         return f"{without_phrase(said)}\nIt is time to {RELEASE}\n"
     if state.state == "running":
-        said = f"{what} is running since {since}: {state.progress or 'no progress is told'}."
+        said = f"{what} has been running since {since}: {state.progress or 'no progress is told'}."
     elif state.state == "failed":
         said = f"{what} failed at {since}: {state.why}."
     elif state.state == "expired":
         said = f"{what} expired at {since}: {state.why}."
     else:
-        said = f"{what} is starting since {since}."
+        said = f"{what} has been starting since {since}."
     return without_phrase(said) + "\n"
 
 
