@@ -47,14 +47,17 @@ class Items:
         digest: of all of them in their order, as sha256sum tells it.
         installs: the actions that put them where they are missing.
         archives: see `parcel`.
+        compared: an answer, and what it was found to lack; ``comparing`` is held meanwhile.
     """
 
-    __slots__ = ("all", "archives", "digest", "installs")
+    __slots__ = ("all", "archives", "compared", "comparing", "digest", "installs")
 
     def __init__(self, every: frozenset[bytes]) -> None:
         self.all = every
         self.digest: str | None = None
         self.installs: dict[bytes, Action] | None = None
+        self.compared: tuple[bytes, Difference | None] | None = None
+        self.comparing = threading.Lock()
         self.archives: dict[tuple[str, ...], bytes | None] = {}
 
 
@@ -138,11 +141,19 @@ def no_destination(server: Server) -> UnavailableError:
 
 def difference(listing: Listing, answer: bytes) -> Difference | None:
     """Return what a server's answer lacks of a listing and has beyond it; None where the answer is not whole."""
-    result = Difference([], [], [], [])
     if answer == SAME:
-        return result
-    *lines, end = answer.split(b"\0")
+        return Difference([], [], [], [])
     wanted = items(listing)
+    with wanted.comparing:
+        # Most servers have the same.
+        if wanted.compared is None or wanted.compared[0] != answer:
+            wanted.compared = answer, _difference(listing, wanted, answer)
+        return wanted.compared[1]
+
+
+def _difference(listing: Listing, wanted: Items, answer: bytes) -> Difference | None:
+    result = Difference([], [], [], [])
+    *lines, end = answer.split(b"\0")
     theirs = frozenset(lines)
     above = [os.fsencode(path) for path in _partial(listing.top, "./")]
     asked = {b"p" + path for path in above} | {_IS_GNU}

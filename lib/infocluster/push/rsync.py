@@ -22,7 +22,7 @@ Source: rsync(1), sections "FILTER RULES", "EXIT VALUES", --files-from, --delete
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 
 from infocluster import processes
@@ -40,6 +40,9 @@ LARGE_COUNT = 100
 # From this share of what was listed on, rsync finds what to send on its own: it lists faster than it reads lists.
 MOST = 0.5
 
+# So many directories are named in the command; rsync takes twice as long to go through one that a list names.
+ARGUMENTS_LIMIT = 100
+
 # Seconds without a byte until a connection counts as dead.
 SILENCE_S = 60
 
@@ -49,7 +52,8 @@ WENT = "it went away while it was sent"
 
 _HOLDING = ".~tmp~"
 
-_ALWAYS = ("--secluded-args", "--from0", "--files-from=-", "--no-compress", "--out-format== %i %l %n")
+_ALWAYS = ("--secluded-args", "--from0", "--no-compress")
+_TELL = "--out-format== %i %l %n"
 _SAME = (
     "--links", "--perms", "--times", "--hard-links", "--omit-dir-times", "--omit-link-times", "--modify-window=-1",
     "--chmod=Du+rwx,ug-s,o-t",
@@ -212,12 +216,13 @@ class Push:
             yield from found.actions()
             return
         report = Report()
+        wanted = [] if found.removals else found.put
         # Only where something old is replaced can old and new be mixed; to hold all back costs half as much again.
         is_held = any(action.verb == "update" and not action.is_directory for action in found.put)
         if len(found.put) > MOST * self.listing.count:
-            self.put(report, self.named, ["--recursive", "--no-inc-recursive"], is_held=is_held)
+            self.put(report, self.named, ["--recursive", "--no-inc-recursive"], is_held=is_held, wanted=wanted)
         elif found.put:
-            self.put(report, [action.path for action in found.put], ["--dirs"], is_held=is_held)
+            self.put(report, [action.path for action in found.put], ["--dirs"], is_held=is_held, wanted=wanted)
         for action in found.put:
             if action.path in report.put:
                 # Of what had another kind of thing in its place rsync tells that it is new.
@@ -279,6 +284,7 @@ class Push:
         is_limited: bool = False,
         is_held: bool = True,
         below: tuple[str, str, list[str]] | None = None,
+        wanted: Sequence[Action] = (),
     ) -> None:
         """Run an rsync from the production tree.
 
@@ -290,6 +296,7 @@ class Push:
             is_held: whether files get their names together, at the end.
             below: a directory that is sent under another name, that name, and what of it is left out; the other
                 paths are then relative to it.
+            wanted: all that it has to do, where that is known; it did that but for what it complains of.
 
         Raises:
             UnavailableError: nothing more can be done.
@@ -306,11 +313,14 @@ class Push:
                 rules.flush()
                 options = [*options, f"--exclude-from={rules.name}"]
             outcome = self.run(
-                [*_SAME, *options, *_UPDATES],
+                [*_SAME, *options, *_UPDATES, *([] if wanted else [_TELL])],
                 paths,
                 join(self.listing.source, here) if here else self.listing.source,
                 there,
             )
+        if wanted:
+            there = (action for action in wanted if os.path.lexists(f"{self.listing.source}/{action.path}"))
+            report.put = {action.path: action for action in there}
         self.read(report, outcome, is_limited)
         self.judge(report, outcome)
 
@@ -330,7 +340,7 @@ class Push:
         with tempfile.TemporaryDirectory() as empty:
             for parent in {path.rpartition("/")[0] for path in paths}:
                 os.makedirs(f"{empty}/{parent}", exist_ok=True)
-            outcome = self.run(["--dirs", "--existing", "--delete-missing-args", "--force"], paths, empty)
+            outcome = self.run(["--dirs", "--existing", "--delete-missing-args", "--force", _TELL], paths, empty)
         removal = Report()
         self.read(removal, outcome, False)
         report.removed |= removal.removed
@@ -353,23 +363,26 @@ class Push:
         left_s = self.order.end - time.monotonic()
         destination = join(server.destination, f"{there}/." if there else ".")
         words = [push["rsync"], *_ALWAYS, *options, f"--timeout={max(1, min(SILENCE_S, round(left_s)))}"]
+        is_listed = "--recursive" not in options or len(paths) > ARGUMENTS_LIMIT
+        words += ["--files-from=-"] if is_listed else ["--relative"]
+        sources = [f"{source}/"] if is_listed else [f"{source}/./{path}" for path in paths]
         if self.order.show:
             words.append("--dry-run")
         if server.transport == "local":
-            target = ["--", f"{source}/", destination]
+            target = ["--", *sources, destination]
         elif server.transport == "ssh":
             shell = " ".join(_shell_word(word) for word in ssh.arguments(server, self.order.settings))
-            target = ["--rsh=" + shell, "--", f"{source}/", f"{server.name}:{destination}"]
+            target = ["--rsh=" + shell, "--", *sources, f"{server.name}:{destination}"]
         else:
             at = f"{user}@" if (user := ssh.user(server)) else ""
             port = f":{server.port}" if server.port else ""
             seconds = max(1, round(push["connect_timeout_s"]))
-            target = [f"--contimeout={seconds}", "--no-motd", "--", f"{source}/"]
+            target = [f"--contimeout={seconds}", "--no-motd", "--", *sources]
             target.append(f"rsync://{at}{server.name}{port}{destination}")
         return processes.run(
             words + target,
             max(left_s, 0),
-            b"".join(b"/" + os.fsencode(path) + b"\0" for path in paths),
+            b"".join(b"/" + os.fsencode(path) + b"\0" for path in paths) if is_listed else b"",
             _environment(),
             is_stopped=self.order.stopped.is_set,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
