@@ -109,10 +109,11 @@ class Listing:
         left: ``(path, why)`` of everything that is neither copied nor removed, in the order of the walk.
         count: files and links listed.
         size_bytes: bytes in them.
+        leave: why something that only a destination has stays there, if it does; None: all of it goes.
         worked_out: what a reader of it worked out once for all that need it.
     """
 
-    __slots__ = ("count", "left", "size_bytes", "source", "top", "worked_out")
+    __slots__ = ("count", "leave", "left", "size_bytes", "source", "top", "worked_out")
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -120,7 +121,19 @@ class Listing:
         self.left: list[tuple[str, str]] = []
         self.count = 0
         self.size_bytes = 0
+        self.leave: Leave | None = None
         self.worked_out: object = None
+
+    def stays(self, path: str) -> str | None:
+        """Return why something that only a destination has at a path stays there, or None."""
+        if self.leave is None:
+            return None
+        parts = path.split("/")
+        every = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+        whys = (
+            self.leave(above.rpartition("/")[0], above.rpartition("/")[2], stat.S_IFDIR | 0o777) for above in every
+        )
+        return next((why for why in whys if why is not None), None)
 
 
 def outermost(paths: Iterable[str]) -> list[str]:
