@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from infocluster.errors import UnavailableError, reason
 
@@ -100,21 +100,40 @@ def _said(
             content = None
 
 
-class Conversation:
-    """A program that is talked to while it runs: what it reads and what it says goes line by line.
+class Peer:
+    """Whom a conversation is with: a program, or a session that stands for one.
 
-    Nothing here waits longer than it is told to: what the program does not read yet is kept until it does. It leads
-    a process group of its own. Use it as a context manager: at the end of the block it is over, or killed.
-
-    Args:
-        arguments: the program and its arguments; no shell reads them.
-        limit_bytes: what a line may have.
-
-    Raises:
-        UnavailableError: it cannot be started.
+    Attributes:
+        input: the descriptor that it reads the other end of.
+        output: that of what it says.
+        errors: that of its standard error.
     """
 
-    def __init__(self, arguments: Sequence[str], limit_bytes: int) -> None:
+    __slots__ = ("errors", "input", "output")
+
+    def __init__(self, input_fd: int, output_fd: int, errors_fd: int) -> None:
+        self.input = input_fd
+        self.output = output_fd
+        self.errors = errors_fd
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Return its exit status as `Outcome` has it, None when it has not ended in time."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """End it, and all that it started, now."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of it when it has ended."""
+
+
+class _Program(Peer):
+    """A program of this host, the leader of a process group."""
+
+    __slots__ = ("_process",)
+
+    def __init__(self, arguments: Sequence[str]) -> None:
         try:
             self._process = subprocess.Popen(
                 list(arguments),
@@ -126,24 +145,63 @@ class Conversation:
             )
         except OSError as error:
             raise UnavailableError(f"cannot run {arguments[0]}: {reason(error)}") from error
+        streams = (self._process.stdin, self._process.stdout, self._process.stderr)
+        # The descriptors are ours from now on, not the stream objects'.
+        copies = [os.dup(stream.fileno()) for stream in streams if stream]
+        for stream in streams:
+            if stream:
+                stream.close()
+        super().__init__(*copies)
+
+    def wait(self, timeout_s: float) -> int | None:
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        kill_group(self._process.pid)
+        self._process.wait()
+
+
+class Conversation:
+    """A program that is talked to while it runs: what it reads and what it says goes line by line.
+
+    Nothing here waits longer than it is told to: what the program does not read yet is kept until it does. Use it as
+    a context manager: at the end of the block it is over, or killed.
+
+    Args:
+        whom: the program and its arguments, which no shell reads; or a peer that runs already.
+        limit_bytes: what a line may have.
+
+    Raises:
+        UnavailableError: it cannot be started.
+    """
+
+    def __init__(self, whom: Sequence[str] | Peer, limit_bytes: int) -> None:
+        self._peer = whom if isinstance(whom, Peer) else _Program(whom)
         self._limit_bytes = limit_bytes
         self._untold = bytearray()
         self._unheard = bytearray()
         self._searched = 0
         self._was_last = False
         self._errors = bytearray()
+        self._status: int | None = None
+        self._is_telling = True
         self._select = selectors.DefaultSelector()
-        self._input = self._fd(self._process.stdin)
-        self._output = self._fd(self._process.stdout)
-        os.set_blocking(self._input, False)
-        self._select.register(self._output, selectors.EVENT_READ, self._unheard)
-        self._select.register(self._fd(self._process.stderr), selectors.EVENT_READ, self._errors)
+        os.set_blocking(self._peer.input, False)
+        self._select.register(self._peer.output, selectors.EVENT_READ, self._unheard)
+        self._select.register(self._peer.errors, selectors.EVENT_READ, self._errors)
 
     def __enter__(self) -> "Conversation":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end(0)
+        for fd in (self._peer.output, self._peer.errors):
+            os.close(fd)
+        self._select.close()
+        self._peer.close()
 
     @property
     def errors(self) -> str:
@@ -152,20 +210,21 @@ class Conversation:
 
     def tell(self, content: bytes, is_last: bool = False) -> None:
         """Give it something to read; it is sent while `heard` waits. The end of its input follows what is last."""
-        if not self._process.stdin or self._process.stdin.closed:
+        if not self._is_telling:
             return
         self._was_last = is_last
         if content and not self._untold:
-            self._select.register(self._input, selectors.EVENT_WRITE)
+            self._select.register(self._peer.input, selectors.EVENT_WRITE)
         self._untold += content
 
     def hang_up(self) -> None:
         """Let it read the end of its input; what it has not read by now it never will."""
-        if self._process.stdin and not self._process.stdin.closed:
+        if self._is_telling:
+            self._is_telling = False
             if self._untold:
                 self._untold.clear()
-                self._select.unregister(self._input)
-            self._process.stdin.close()
+                self._select.unregister(self._peer.input)
+            os.close(self._peer.input)
 
     def heard(self, timeout_s: float) -> bytes | None:
         """Return the next line that it says, without its end, or None where there is none in time.
@@ -187,7 +246,7 @@ class Conversation:
             self._searched = len(self._unheard)
             if self._searched > self._limit_bytes:
                 raise UnavailableError(f"it said a line of over {self._limit_bytes} bytes")
-            if self._output not in self._select.get_map():
+            if self._peer.output not in self._select.get_map():
                 self._hear_errors()
                 raise UnavailableError("it ended")
             ready = self._select.select(max(0.0, end - time.monotonic()))
@@ -197,18 +256,14 @@ class Conversation:
                 return None
 
     def end(self, timeout_s: float) -> int:
-        """Wait for its end so long, then kill its group, and return its exit status as `Outcome` has it."""
+        """Wait for its end so long, then kill it, and return its exit status as `Outcome` has it."""
         self.hang_up()
-        try:
-            status = self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            kill_group(self._process.pid)
-            status = self._process.wait()
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream:
-                stream.close()
-        self._select.close()
-        return status
+        if self._status is None:
+            self._status = self._peer.wait(timeout_s)
+        if self._status is None:
+            self._peer.kill()
+            self._status = -signal.SIGKILL
+        return self._status
 
     def _hear_errors(self) -> None:
         """Read its standard error to the end; something that it left running may have that open still."""
@@ -219,7 +274,7 @@ class Conversation:
 
     def _move(self, key: selectors.SelectorKey) -> None:
         """Move what can be moved now between the program and us."""
-        if key.fd == self._input:
+        if key.fd == self._peer.input:
             try:
                 del self._untold[: os.write(key.fd, self._untold[:CHUNK_BYTES])]
             except BlockingIOError:
@@ -237,10 +292,6 @@ class Conversation:
             self._select.unregister(key.fd)
         elif key.data is self._unheard or len(self._errors) < OUTPUT_LIMIT_BYTES:
             key.data.extend(chunk)
-
-    @staticmethod
-    def _fd(stream: IO[bytes] | None) -> int:
-        return stream.fileno() if stream else -1
 
 
 def kill_group(leader: int) -> None:

@@ -7,8 +7,8 @@
 3. When it is there as a whole, each of its files gets its name, over the one that had it: link(2) and rename(2).
 
 All else is left to rsync: what is gone here, directories that are missing there, something of another kind in a
-place, and any server that does not answer as expected. So is what failed here halfway: rsync finds out where it
-stands, and tells why.
+place, a server that cannot be reached, or does not answer as expected. So is what failed here halfway: rsync finds
+out where it stands, and tells why.
 
 Source: tar(1), cp(1) and find(1) of GNU; pax Interchange Format, IEEE Std 1003.1.
 """
@@ -57,7 +57,7 @@ def send(server: Server, listing: Listing, order: Order) -> tuple[Difference | N
         lacks nothing of it any more.
 
     Raises:
-        UnreachableError: the server could not be reached, or the connection broke before it answered.
+        UnreachableError: the server could not be reached.
         UnavailableError: it refused us, its destination is not there, the time is over, or the push was stopped.
     """
     if listing.count > FEW_COUNT or listing.size_bytes > SMALL_BYTES:
@@ -66,7 +66,7 @@ def send(server: Server, listing: Listing, order: Order) -> tuple[Difference | N
     command = "sh -c " + shlex.quote(_script(listing, order.paths, server.destination, temporary))
     if len(command) > COMMAND_LIMIT_BYTES:
         return None, False
-    with Conversation([*ssh.arguments(server, order.settings), server.name, command], ssh.ANSWER_LIMIT_BYTES) as talk:
+    with ssh.conversation(server, order.settings, command) as talk:
         answer = _answer(talk, server, order)
         found = comparison.difference(listing, answer) if answer else None
         if found is None or order.show or not _is_plain(found):

@@ -319,8 +319,8 @@ class Push:
                 there,
             )
         if wanted:
-            there = (action for action in wanted if os.path.lexists(f"{self.listing.source}/{action.path}"))
-            report.put = {action.path: action for action in there}
+            known = (action for action in wanted if os.path.lexists(f"{self.listing.source}/{action.path}"))
+            report.put = {action.path: action for action in known}
         self.read(report, outcome, is_limited)
         self.judge(report, outcome)
 

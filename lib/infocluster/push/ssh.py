@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from infocluster import files, names, processes
 from infocluster.config import Settings
 from infocluster.errors import ConfigError, UnavailableError, reason
-from infocluster.processes import Outcome
+from infocluster.processes import Conversation, Outcome
 from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
 
@@ -117,6 +117,25 @@ def run(
     if outcome.status == NOT_REACHED:
         raise not_reached(server, outcome.errors)
     return outcome
+
+
+def conversation(server: Server, settings: Settings, command: str) -> Conversation:
+    """Return the conversation with a command that the login shell on a server runs.
+
+    It goes through a connection that is open without any program here; what comes of that one may have broken, see
+    `mux`, and is worth to be asked again by other means.
+
+    Raises:
+        UnavailableError: ssh cannot be started.
+        ConfigError: as `arguments`.
+    """
+    if settings["push"]["ssh_keep_s"]:
+        from infocluster.push import mux
+
+        session = mux.session(_socket_file(server, settings), command)
+        if session is not None:
+            return Conversation(session, ANSWER_LIMIT_BYTES)
+    return Conversation([*arguments(server, settings), server.name, command], ANSWER_LIMIT_BYTES)
 
 
 def forget(server: Server, settings: Settings) -> None:
