@@ -1,0 +1,605 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simple directory queue: one file an element, shared with python-dirq, Perl's Directory::Queue and SSM2.
+
+Shape: ``TOP/DDDDDDDD/SSSSSSSSMMMMMR``, such as ``/var/spool/apel/outgoing/6b0365e0/6b0365e03d090b``.
+    ``DDDDDDDD`` is an intermediate directory: the time of the addition in Unix seconds, rounded down to the
+    granularity, as 8 hexadecimal digits. The element is a file: seconds (8 digits), microseconds (5) and a digit that
+    tells adders apart. ``NAME.tmp`` is an element that is not whole yet. ``NAME.lck``, a second link to the element,
+    is its lock; the time of the lock is the file's mtime. Everything else in these directories is somebody else's: it
+    is never shown, counted or removed, and no other file of ours lies there.
+
+* An element appears under its name by link(2) once it is written and closed, so nobody sees a part of it.
+* A lost race is an answer: ``False``, or ``None``. A real error (a full disk, too many open files, no permission) is
+  an exception at once, and nothing of the attempt stays.
+* `remove` and `unlock` act on the lock that `lock` of this object took, and on no other: a lock that was broken by a
+  purge and taken by somebody else has another time.
+* Delivery is at least once. A consumer whose work may take longer than the age at which purges break locks (600 s)
+  calls `touch` meanwhile.
+
+RACE, known and left, as the format has no better: a consumer that is held up exactly between `remove`'s look at its
+lock and the unlink that follows, until a purge breaks the lock for its age, removes an element that somebody else may
+have locked by then. It has been consumed by that time; the other one's `get` gives None or a second copy, and its
+`remove` False.
+
+RACE: a lock's file appears (link) before its time is set (utime), so for a moment the lock is as old as its element.
+Our `purge` looks a second time at such locks, and `lock` looks whether its file is still there.
+
+A hit that adds loads this module: it stays with `posix`.
+
+Source: Directory::Queue::Simple and python-dirq documentation; SSM2 "adding files"; link(2), proc_sys_fs(5) for
+protected_hardlinks.
+"""
+
+import posix
+import time
+
+from infocluster import files
+from infocluster.errors import BadInputError, UnavailableError, reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+GRANULARITY_S = 60
+TEMPORARY_AGE_S = 300.0
+LOCK_AGE_S = 600.0
+TEMPORARY = ".tmp"
+LOCK = ".lck"
+
+_HEXADECIMAL = frozenset("0123456789abcdef")
+_CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NOFOLLOW
+_READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
+_KIND, _PLAIN = 0o170000, 0o100000
+# errno(3); the module of these names is one more to load.
+_ENOENT, _EEXIST, _ENOTDIR, _ENOTEMPTY = 2, 17, 20, 39
+# How often a directory may vanish under an addition, taken by a purge, before that is a fault.
+_ATTEMPTS = 100
+# A lock that was made this recently may not have its own time yet; how long to wait for that.
+_YOUNG_S = 2.0
+_SETTLE_S = 0.05
+# Elements that a walk lost to others, as a share of those it listed, before it lists them again.
+_STALE_SHARE = 16
+
+
+class Simple:
+    """One queue. Nothing on the disk is touched before it is used; a queue that is not there yet is empty.
+
+    Args:
+        path: its top directory; made by the first addition where it is missing.
+        umask: the umask of what is made, such as 0o007; None for the process' own, which is never changed.
+        granularity_s: seconds for which one intermediate directory is used; 0 or 1 for each second its own.
+        durable: whether an element is on the disk before `add` returns.
+        digit: the last digit of names, 0 to 15; by default a random one.
+        clock: what tells the time, in Unix seconds.
+    """
+
+    __slots__ = ("_clock", "_digit", "_granularity_s", "_held", "_last_us", "_synced", "durable", "path", "umask")
+
+    def __init__(
+        self,
+        path: str,
+        umask: int | None = None,
+        granularity_s: int = GRANULARITY_S,
+        durable: bool = False,
+        digit: int | None = None,
+        clock: "Callable[[], float]" = time.time,
+    ) -> None:
+        self.path = path
+        self.umask = umask
+        self.durable = durable
+        self._granularity_s = granularity_s
+        self._digit = (posix.urandom(1)[0] if digit is None else digit) % 16
+        self._clock = clock
+        self._last_us = 0
+        self._synced = ""
+        self._held: dict[str, tuple[int, int]] = {}
+
+    def add(self, content: bytes) -> str:
+        """Add an element and return its name, such as ``6b0365e0/6b0365e03d090b``.
+
+        Args:
+            content: the whole of it; a text is encoded by the caller.
+
+        Raises:
+            UnavailableError: it could not be added, and nothing of it is left; the cause is the OSError.
+        """
+        try:
+            for _ in range(_ATTEMPTS):
+                name = self._added(content)
+                if name:
+                    return name
+        except OSError as error:
+            raise UnavailableError(f"cannot add to the queue {self.path}: {reason(error)}") from error
+        raise UnavailableError(f"cannot add to the queue {self.path}: its directories vanish")
+
+    def add_path(self, path: str) -> str:
+        """Move a file into the queue as it is, with its owner and mode, and return the element's name.
+
+        Args:
+            path: a plain file on the same file system, that nobody writes to any more.
+
+        Raises:
+            BadInputError: it is no plain file.
+            UnavailableError: it could not be added; it is where it was then.
+        """
+        try:
+            if posix.lstat(path).st_mode & _KIND != _PLAIN:
+                raise BadInputError(f"cannot add {path} to the queue {self.path}: no plain file")
+            if self.durable:
+                fd = posix.open(path, _READ)
+                try:
+                    posix.fsync(fd)
+                finally:
+                    posix.close(fd)
+            for _ in range(_ATTEMPTS):
+                directory = self._directory()
+                self._make(directory)
+                name = self._linked(path, directory, self._name())
+                if name:
+                    return name
+                posix.lstat(path)
+        except OSError as error:
+            raise UnavailableError(f"cannot add {path} to the queue {self.path}: {reason(error)}") from error
+        raise UnavailableError(f"cannot add {path} to the queue {self.path}: its directories vanish")
+
+    def lock(self, name: str) -> bool:
+        """Lock an element.
+
+        Args:
+            name: as iteration gives it.
+
+        Returns:
+            Whether it is ours now; False where somebody else has it, where it is gone, or where it is no plain file.
+
+        Raises:
+            UnavailableError: the file system refuses; with ``fs.protected_hardlinks`` that is so for another user's
+                file that we may not both read and write.
+        """
+        element = f"{self.path}/{name}"
+        lock = element + LOCK
+        try:
+            posix.link(element, lock)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        except OSError as error:
+            if _is_no_element(element):
+                return False
+            raise UnavailableError(f"cannot lock {element}: {reason(error)}") from error
+        try:
+            # Not the lock's name: where the element is gone by now, so is what we locked.
+            posix.utime(element, follow_symlinks=False)
+            status = posix.lstat(lock)
+            if status.st_mode & _KIND == _PLAIN:
+                self._held[name] = (status.st_ino, status.st_mtime_ns)
+                return True
+            posix.unlink(lock)
+            return False
+        except FileNotFoundError:
+            # RACE: its holder, whose lock a purge had broken, removed it; or a purge took our lock for an old one.
+            _gone(lock)
+            return False
+        except OSError as error:
+            _gone(lock)
+            raise UnavailableError(f"cannot lock {element}: {reason(error)}") from error
+
+    def unlock(self, name: str) -> bool:
+        """Give an element back to the next consumer; False where our lock on it had ended already."""
+        held = self._held.pop(name, None)
+        if held is None:
+            return False
+        lock = f"{self.path}/{name}{LOCK}"
+        try:
+            status = posix.lstat(lock)
+            if (status.st_ino, status.st_mtime_ns) != held:
+                return False
+            posix.unlink(lock)
+            return True
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise UnavailableError(f"cannot unlock {self.path}/{name}: {reason(error)}") from error
+
+    def get(self, name: str) -> bytes | None:
+        """Return the content of an element that we locked; None where our lock on it has ended.
+
+        Raises:
+            UnavailableError: it cannot be read.
+        """
+        try:
+            fd = posix.open(f"{self.path}/{name}{LOCK}", _READ)
+            try:
+                status = posix.fstat(fd)
+                if self._held.get(name) != (status.st_ino, status.st_mtime_ns):
+                    return None
+                size = status.st_size
+                content = posix.read(fd, size)
+                while len(content) < size and (chunk := posix.read(fd, size - len(content))):
+                    content += chunk
+                return content
+            finally:
+                posix.close(fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UnavailableError(f"cannot read {self.path}/{name}: {reason(error)}") from error
+
+    def location(self, name: str) -> str:
+        """Return the path of an element that is locked, for a program that reads files."""
+        return f"{self.path}/{name}{LOCK}"
+
+    def remove(self, name: str) -> bool:
+        """Remove an element that we locked, for good.
+
+        Returns:
+            False where it is not locked, or its lock is not the one that we took: the element stays then.
+
+        Raises:
+            UnavailableError: the file system refuses.
+        """
+        held = self._held.pop(name, None)
+        if held is None:
+            return False
+        element = f"{self.path}/{name}"
+        lock = element + LOCK
+        try:
+            status = posix.lstat(lock)
+            if (status.st_ino, status.st_mtime_ns) != held:
+                return False
+            was_there = _gone(element)
+            _gone(lock)
+            return was_there
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._held[name] = held
+            raise UnavailableError(f"cannot remove {element}: {reason(error)}") from error
+
+    def touch(self, name: str) -> bool:
+        """Say that we still work on an element that we locked: its lock is new again. False where that had ended."""
+        held = self._held.get(name)
+        lock = f"{self.path}/{name}{LOCK}"
+        try:
+            status = posix.lstat(lock)
+            if held is None or (status.st_ino, status.st_mtime_ns) != held:
+                return False
+            posix.utime(lock, follow_symlinks=False)
+            status = posix.lstat(lock)
+            self._held[name] = (status.st_ino, status.st_mtime_ns)
+            return True
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise UnavailableError(f"cannot touch {self.path}/{name}: {reason(error)}") from error
+
+    def __iter__(self) -> "Iterator[str]":
+        """Yield the names of the elements in their order, locked ones too; a directory as it is when its turn comes.
+
+        Raises:
+            UnavailableError: a directory cannot be read.
+        """
+        for directory in self._directories():
+            elements, _ = self._listed(directory)
+            elements.sort()
+            for element in elements:
+                yield f"{directory}/{element}"
+
+    def locked(self) -> "Iterator[str]":
+        """Yield elements that were just locked for the caller, who removes or unlocks each before the next.
+
+        One consumer gets them in the order of their names. Of several, each that meets another's lock goes on
+        somewhere else, so that they share the work instead of following each other.
+
+        Raises:
+            UnavailableError: a directory cannot be read, or the file system refuses a lock.
+        """
+        directories = self._directories()
+        directories.reverse()
+        while directories:
+            # Where others are at work, somewhere in the queue is better than the next directory.
+            directory = directories.pop()
+            if (yield from self._locked_in(directory)) and directories:
+                place = int.from_bytes(posix.urandom(4), "little") % len(directories)
+                directories[place], directories[-1] = directories[-1], directories[place]
+
+    def _locked_in(self, directory: str) -> "Generator[str, None, bool]":
+        """Yield elements of a directory that were just locked; return whether others were at work there."""
+        is_shared = False
+        seen: set[str] = set()
+        while True:
+            listed, locks = self._listed(directory)
+            waiting = [element for element in listed if element not in locks and element not in seen]
+            if not waiting:
+                return is_shared
+            waiting.sort()
+            losses = max(4, len(waiting) // _STALE_SHARE)
+            # What is still to be walked, as ranges of places; where others are at work, we begin somewhere.
+            ranges = [(0, len(waiting))]
+            if is_shared:
+                _split(ranges, 0, len(waiting))
+            while ranges and losses:
+                place, end = ranges.pop()
+                while place < end and losses:
+                    element = waiting[place]
+                    place += 1
+                    seen.add(element)
+                    name = f"{directory}/{element}"
+                    if self.lock(name):
+                        yield name
+                        continue
+                    # Who took this one takes the next ones too: leave them, and go on further down.
+                    is_shared = True
+                    losses -= 1
+                    _split(ranges, place, end)
+                    break
+            if not is_shared:
+                return False
+
+    def count(self) -> int:
+        """Return how many elements there are, locked ones too.
+
+        Raises:
+            UnavailableError: a directory cannot be read.
+        """
+        return sum(len(self._listed(directory)[0]) for directory in self._directories())
+
+    def purge(self, temporary_age_s: float = TEMPORARY_AGE_S, lock_age_s: float = LOCK_AGE_S) -> tuple[int, int, int]:
+        """Remove what died: elements never finished, locks whose holders are gone, directories that are empty.
+
+        The last directory stays: somebody may be about to add to it.
+
+        Args:
+            temporary_age_s: seconds after which an unfinished element goes; 0 for never.
+            lock_age_s: seconds after which a lock goes; 0 for never.
+
+        Returns:
+            How many unfinished elements, locks and directories were removed.
+
+        Raises:
+            UnavailableError: something may not be read or removed.
+        """
+        removed = {TEMPORARY: 0, LOCK: 0}
+        directories = self._directories()
+        try:
+            young = []
+            now = time.time()
+            ages = {TEMPORARY: temporary_age_s, LOCK: lock_age_s}
+            for directory in directories:
+                for path, suffix in self._volatile(directory):
+                    if not ages[suffix]:
+                        continue
+                    try:
+                        status = posix.lstat(path)
+                    except FileNotFoundError:
+                        continue
+                    if status.st_mtime >= now - ages[suffix]:
+                        continue
+                    if suffix == LOCK and status.st_ctime > now - _YOUNG_S:
+                        young.append((path, status.st_mtime_ns))
+                    else:
+                        removed[suffix] += _gone(path)
+            if young:
+                time.sleep(_SETTLE_S)
+            for path, mtime_ns in young:
+                try:
+                    if posix.lstat(path).st_mtime_ns == mtime_ns:
+                        removed[LOCK] += _gone(path)
+                except FileNotFoundError:
+                    continue
+            emptied = sum(self._is_emptied(directory) for directory in directories[:-1])
+        except OSError as error:
+            raise UnavailableError(f"cannot purge the queue {self.path}: {reason(error)}") from error
+        return removed[TEMPORARY], removed[LOCK], emptied
+
+    def _added(self, content: bytes) -> str | None:
+        """Add an element and return its name; None where its directory vanished meanwhile."""
+        directory = self._directory()
+        top = f"{self.path}/{directory}/"
+        made = looked = False
+        try:
+            name = self._name()
+            while True:
+                temporary = f"{top}{name}{TEMPORARY}"
+                try:
+                    fd = posix.open(temporary, _CREATE, 0o666)
+                    break
+                except FileExistsError:
+                    name = self._name()
+                except FileNotFoundError:
+                    if looked:  # a purge took it before we could use it
+                        return None
+                    looked, made = True, self._make(directory)
+            try:
+                self._write(fd, content)
+                return self._linked(temporary, directory, name)
+            except BaseException:
+                _gone(temporary)
+                raise
+        except BaseException:
+            if made:
+                self._is_emptied(directory)
+            raise
+
+    def _write(self, fd: int, content: bytes) -> None:
+        try:
+            written = posix.write(fd, content)
+            if written != len(content):
+                files.write_all(fd, content[written:])
+            if self.umask is not None:
+                posix.fchmod(fd, 0o666 & ~self.umask)
+            if self.durable:
+                posix.fsync(fd)
+        finally:
+            posix.close(fd)
+
+    def _linked(self, path: str, directory: str, name: str) -> str | None:
+        """Let a whole file have an element's name instead of its own; None where it or the directory vanished."""
+        while True:
+            element = f"{self.path}/{directory}/{name}"
+            try:
+                posix.link(path, element)
+                break
+            except FileExistsError:
+                name = self._name()
+            except FileNotFoundError:
+                return None
+        try:
+            _gone(path)
+            if self.durable:
+                self._sync(directory)
+        except FileNotFoundError:
+            pass  # the consumer was as fast as that, and a purge took the directory
+        except BaseException:
+            _gone(element)
+            raise
+        return f"{directory}/{name}"
+
+    def _directory(self) -> str:
+        seconds = int(self._clock())
+        if self._granularity_s > 1:
+            seconds -= seconds % self._granularity_s
+        return f"{seconds:08x}"
+
+    def _name(self) -> str:
+        """Return an element's name for now, and never one twice, also where the clock stands still."""
+        now_us = int(self._clock() * 1000000)
+        if self._last_us - 1000000 < now_us <= self._last_us:
+            now_us = self._last_us + 1
+        self._last_us = now_us
+        seconds, microseconds = divmod(now_us, 1000000)
+        return f"{seconds:08x}{microseconds:05x}{self._digit:x}"
+
+    def _make(self, directory: str) -> bool:
+        """Make an intermediate directory, and the queue itself where it is missing; return whether it was new."""
+        path = f"{self.path}/{directory}"
+        try:
+            return self._mkdir(path)
+        except FileNotFoundError:
+            top = self.path.rstrip("/")
+            files.make_directories(top.rpartition("/")[0] or ".")
+            self._mkdir(top)
+            return self._mkdir(path)
+
+    def _mkdir(self, path: str) -> bool:
+        """Make a directory, with our umask if we have one; False where there is one."""
+        if self.umask is None:
+            try:
+                posix.mkdir(path, 0o777)
+                return True
+            except FileExistsError:
+                return False
+        try:
+            posix.lstat(path)
+            return False
+        except FileNotFoundError:
+            pass
+        # Under a name of its own until its mode is right; a set-group-ID bit that it inherited stays.
+        parent, _, name = path.rpartition("/")
+        temporary = f"{parent or '.'}/{files.temporary_name(name)}"
+        posix.mkdir(temporary, 0o700)
+        try:
+            inherited = posix.lstat(temporary).st_mode & 0o7000
+            posix.chmod(temporary, inherited | (0o777 & ~self.umask))
+            try:
+                posix.rename(temporary, path)
+            except OSError:
+                # Somebody else has made it meanwhile, and it has something in it or is another user's.
+                posix.lstat(path)
+                posix.rmdir(temporary)
+                return False
+        except BaseException:
+            posix.rmdir(temporary)
+            raise
+        return True
+
+    def _sync(self, directory: str) -> None:
+        """Make the names of an element and of its directory durable."""
+        files.sync_directory(f"{self.path}/{directory}")
+        if self._synced != directory:
+            files.sync_directory(self.path)
+            self._synced = directory
+
+    def _is_emptied(self, directory: str) -> bool:
+        """Remove an intermediate directory if it is empty, and say whether it was."""
+        try:
+            posix.rmdir(f"{self.path}/{directory}")
+            return True
+        except OSError as error:
+            if error.errno in (_ENOTEMPTY, _EEXIST, _ENOENT, _ENOTDIR):
+                return False
+            raise
+
+    def _directories(self) -> "list[str]":
+        """Return the names of the intermediate directories, in order."""
+        try:
+            return sorted(
+                name for name in posix.listdir(self.path) if len(name) == 8 and _HEXADECIMAL.issuperset(name)
+            )
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UnavailableError(f"cannot read the queue {self.path}: {reason(error)}") from error
+
+    def _listed(self, directory: str) -> "tuple[list[str], set[str]]":
+        """Return the names of a directory's elements, and of those that have a lock; nothing where it is gone."""
+        elements, locks = [], set()
+        try:
+            with posix.scandir(f"{self.path}/{directory}") as entries:
+                for entry in entries:
+                    name = entry.name
+                    if len(name) == 14:
+                        if _HEXADECIMAL.issuperset(name) and entry.is_file(follow_symlinks=False):
+                            elements.append(name)
+                    elif len(name) == 18 and name.endswith(LOCK):
+                        locks.add(name[:14])
+        except (FileNotFoundError, NotADirectoryError):
+            return [], set()
+        except OSError as error:
+            raise UnavailableError(f"cannot read the queue {self.path}/{directory}: {reason(error)}") from error
+        return elements, locks
+
+    def _volatile(self, directory: str) -> "list[tuple[str, str]]":
+        """Return the paths of a directory's unfinished elements and locks, each with its suffix."""
+        try:
+            names = posix.listdir(f"{self.path}/{directory}")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [
+            (f"{self.path}/{directory}/{name}", name[14:])
+            for name in names
+            if len(name) == 18 and name[14:] in (TEMPORARY, LOCK) and _HEXADECIMAL.issuperset(name[:14])
+        ]
+
+
+def is_name(text: str) -> bool:
+    """Tell whether a text is the name of an element, such as ``6b0365e0/6b0365e03d090b``."""
+    return (
+        len(text) == 23 and text[8] == "/" and _HEXADECIMAL.issuperset(text[:8]) and _HEXADECIMAL.issuperset(text[9:])
+    )
+
+
+def _gone(path: str) -> bool:
+    """Unlink a file; False where it was gone already."""
+    try:
+        posix.unlink(path)
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def _is_no_element(path: str) -> bool:
+    """Tell whether something that cannot be linked is nothing that could be an element: a directory, or gone."""
+    try:
+        return posix.lstat(path).st_mode & _KIND != _PLAIN
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+
+
+def _split(ranges: "list[tuple[int, int]]", place: int, end: int) -> None:
+    """Put a range back in two, so that its second part comes next; where it begins is left to chance."""
+    if place < end:
+        middle = place + int.from_bytes(posix.urandom(4), "little") % (end - place)
+        if place < middle:
+            ranges.append((place, middle))
+        ranges.append((middle, end))
