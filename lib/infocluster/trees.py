@@ -109,11 +109,12 @@ class Listing:
         left: ``(path, why)`` of everything that is neither copied nor removed, in the order of the walk.
         count: files and links listed.
         size_bytes: bytes in them.
+        has_links: whether a file in it may have another name.
         leave: why something that only a destination has stays there, if it does; None: all of it goes.
         worked_out: what a reader of it worked out once for all that need it.
     """
 
-    __slots__ = ("count", "leave", "left", "size_bytes", "source", "top", "worked_out")
+    __slots__ = ("count", "has_links", "leave", "left", "size_bytes", "source", "top", "worked_out")
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -121,6 +122,7 @@ class Listing:
         self.left: list[tuple[str, str]] = []
         self.count = 0
         self.size_bytes = 0
+        self.has_links = True
         self.leave: Leave | None = None
         self.worked_out: object = None
 
@@ -282,6 +284,7 @@ class _Scanner:
 
     def __init__(self, source: str, leave: Leave | None, narrow: Narrow | None) -> None:
         self.listing = Listing(source)
+        self.listing.has_links = False
         self.leave = leave
         self.narrow = narrow
 
@@ -323,6 +326,7 @@ class _Scanner:
         is_asked = None if self.narrow is None else self.narrow(path, fd)
         others = []
         count = size = 0
+        has_links = False
         with os.scandir(fd) as listed:
             for item in listed:
                 name = item.name
@@ -345,8 +349,10 @@ class _Scanner:
                     entries[name] = (kind & 0o100777, status.st_size, status.st_mtime_ns, "")
                     count += 1
                     size += status.st_size
+                    has_links |= status.st_nlink > 1
         self.listing.count += count
         self.listing.size_bytes += size
+        self.listing.has_links |= has_links
         others.sort()
         for name, status in others:
             self.entry(found, fd, path, name, status, depth)
@@ -370,6 +376,7 @@ class _Scanner:
             if stat.S_ISREG(mode):
                 node.entries[name] = (mode & 0o100777, status.st_size, status.st_mtime_ns, "")
                 self.listing.size_bytes += status.st_size
+                self.listing.has_links |= status.st_nlink > 1
             elif stat.S_ISLNK(mode):
                 node.entries[name] = (stat.S_IFLNK, 0, 0, os.readlink(name, dir_fd=fd))
             else:

@@ -5,6 +5,7 @@ A push completes what publishes left undone in its paths before it reads them, a
 as rooms of one floor do not know each other, they are brought together here.
 """
 
+import gc
 import json
 import math
 import os
@@ -44,6 +45,8 @@ def push(run: Run) -> str:
         UsageError: the arguments do not go together.
         InfoclusterError: as `pushing.push`.
     """
+    # There are no rings of objects in a listing; to look for them, again and again, is a tenth of a run.
+    gc.disable()
     kind = KINDS.get(run.program)
     if kind is None:
         raise UsageError(f"cannot push as {shown(run.program)}: expected to be called {' or '.join(KINDS)}")

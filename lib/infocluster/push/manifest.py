@@ -191,7 +191,7 @@ def part(listing: Listing, paths: Iterable[str]) -> Listing:
         ValueError: the listing does not say what is at a path.
     """
     result = Listing(listing.source)
-    result.leave = listing.leave
+    result.leave, result.has_links = listing.leave, listing.has_links
     for path in trees.outermost(paths):
         here: Directory | None = listing.top
         node, done = result.top, ""

@@ -206,6 +206,8 @@ def _leave(skeleton: "Skeleton | None") -> trees.Leave:
     """Return what tells why something is not sent: the skeleton excepts it, or others may not read it."""
 
     def leave(directory: str, name: str, mode: int) -> str | None:
+        if skeleton is None and mode & 0o170004 == stat.S_IFREG | 0o4:
+            return None
         excepted = skeleton.leave(directory, name, mode) if skeleton else None
         # The permissions of a link mean nothing.
         kind, needed = stat.S_IFMT(mode), 0o5 if stat.S_ISDIR(mode) else 0o4
