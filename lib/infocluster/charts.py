@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers become a static picture: an ``<svg>`` element to stand in a page, made with `xml.etree`.
 
-Two pictures: `bars` (names and their counts) and `days` (counts by day, one or more series on top of each other).
+Three pictures: `bars` (names and their counts), `days` (counts by day, one or more series on top of each other) and
+`course` (a number over time).
 
 What a picture is:
 
@@ -23,7 +24,7 @@ Source: SVG 1.1; WAI-ARIA Graphics Module 1.0; SVG Accessibility API Mappings 1.
 import hashlib
 import unicodedata
 from collections.abc import Sequence
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from infocluster import names
@@ -36,6 +37,7 @@ DAYS_LIMIT = 4000
 
 # Pixels.
 _ROW, _ROW_TEXT, _ROW_BAR, _BAR = 36, 14, 21, 8
+_COURSE = 80
 _LEGEND, _PLOT, _AXIS, _ABOVE = 22, 160, 24, 16
 _LETTER, _NARROW = 7, 320
 # Percent of the width that the plot of `days` leaves to the counts of its grid.
@@ -156,6 +158,53 @@ def days(title: str, series: Sequence[tuple[str, Sequence[tuple[str, int]]]], ke
         x, anchor = (f"{_short(at)}%", "middle") if at < 94 else ("100%", "end")
         _text(root, x, above + _PLOT + 17, label, "chart-axis", anchor)
     return _ascii(root)
+
+
+def course(title: str, points: Sequence[tuple[float, float]], key: str = "") -> str:
+    """Return a picture of a number over time: a line, with the time at its ends and the lowest and highest value.
+
+    Args:
+        title: what was measured.
+        points: Unix time in s and value, in the order of time.
+        key: tells apart two pictures of one page that are alike in everything else.
+
+    Returns:
+        An ``<svg>`` element, ASCII.
+
+    Raises:
+        BadInputError: a value is no number.
+    """
+    if any(value - value != 0 or when - when != 0 for when, value in points):
+        raise BadInputError(f"cannot draw {names.shown(title)}: a value is no number")
+    if len(points) < 2:
+        root = _picture("course", _ROW, title, "There are not yet two values.", repr((points, key)))
+        _text(root, "0", _ROW_TEXT, "There are not yet two values.", "chart-axis")
+        return _ascii(root)
+    first, last = points[0][0], points[-1][0]
+    low, high = min(value for _, value in points), max(value for _, value in points)
+    span, range_ = max(last - first, 1.0), (high - low) or 1.0
+    ends = f"{_moment(first)} to {_moment(last)}"
+    told = f"{len(points)} values, {ends}: from {points[0][1]:,.0f} to {points[-1][1]:,.0f}."
+    root = _picture("course", _ABOVE + _COURSE + _AXIS, title, told, repr((points, key)))
+    _text(root, "0", _ABOVE - 4, f"{high:,.0f}", "chart-axis")
+    for y, kind in ((_ABOVE, "chart-grid"), (_ABOVE + _COURSE, "chart-base")):
+        place = {"class": kind, "x2": "100%", "y1": str(y), "y2": str(y)}
+        SubElement(root, "line", {**place, "stroke": "currentColor", "stroke-opacity": "0.3"})
+    frame = {"y": str(_ABOVE), "width": "100%", "height": str(_COURSE), "preserveAspectRatio": "none"}
+    plot = SubElement(root, "svg", {**frame, "viewBox": f"0 0 {_TALL} {_TALL}"})
+    places = [
+        f"{round((when - first) / span * _TALL)} {_TALL - round((value - low) / range_ * _TALL)}"
+        for when, value in points
+    ]
+    area = f"M0 {_TALL}L{'L'.join(places)}L{_TALL} {_TALL}z"
+    SubElement(plot, "path", {"class": "chart-series-1 chart-course", "d": area, "fill-opacity": "0.35"})
+    _text(root, "0", _ABOVE + _COURSE + 17, _moment(first), "chart-axis")
+    _text(root, "100%", _ABOVE + _COURSE + 17, _moment(last), "chart-axis", "end")
+    return _ascii(root)
+
+
+def _moment(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).strftime("%d %b %H:%M:%S").lstrip("0")
 
 
 def _picture(kind: str, height: int, title: str, told: str, content: str) -> Element:

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that owns the aggregators: delivers reports to them, asks them for updates and answers.
+
+One batch of reports is one transaction of the `store`: the elements that were read, the ids that took effect, what
+the aggregators kept. Killed anywhere, the next process reads the same reports again and begins from what was kept
+before them: at least once delivered, and exactly once in effect.
+
+An aggregator that raises, or takes too long, has perhaps done half of something: the batch is rolled back, all
+instances are made anew from what was kept, and the batch is delivered again without that report to that aggregator;
+the report is set aside with the reason. One that was late `LATE_LIMIT` times gets nothing more from this process.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from infocluster.aggregate import answers, base, modules, reports, wire
+from infocluster.aggregate.calls import CallError, Clock
+from infocluster.aggregate.reports import Element
+from infocluster.aggregate.store import DAY_S, Store
+from infocluster.errors import InfoclusterError, UnavailableError, reason
+
+BATCH = 256
+LATE_LIMIT = 3
+UPDATE_LIMIT_BYTES = 4 << 20
+# Bytes of a message beside its body.
+HEAD_BYTES = 1 << 13
+
+TAKEN = "taken"
+DUPLICATE = "duplicate"
+MALFORMED = "malformed"
+UNREADABLE = "unreadable"
+TOO_OLD = "too old"
+TOO_NEW = "too new"
+NO_AGGREGATOR = "no aggregator"
+ASIDE = "set aside"
+
+Say = Callable[[str], None]
+
+
+class _FailedError(Exception):
+    """An aggregator failed with one report, or, without one, in `keep`."""
+
+    def __init__(self, module: str, element: str, why: CallError) -> None:
+        super().__init__(module)
+        self.module = module
+        self.element = element
+        self.why = why
+
+
+class Controller:
+    """The aggregators of this host, while this process lives.
+
+    Args:
+        settings: of this host, by section.
+        store: the open database.
+        fault: told each thing that is wrong, once.
+        clock: the time in Unix seconds.
+    """
+
+    def __init__(
+        self, settings: dict[str, Any], store: Store, fault: Say, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.settings = settings
+        self.own: dict[str, Any] = settings["aggregate"]
+        self.store = store
+        self.clock = clock
+        self.faults: dict[str, None] = {}
+        self._tell = fault
+        self._calls = Clock(self.own["call_limit_s"])
+        self._late: dict[str, int] = {}
+        gather = settings["gather"]
+        self.queues = reports.Queues(gather["gather_dir"], gather["host"], self.own["app"])
+        loaded = modules.load(self.own["module_dirs"], self.own["aggregators"], base.Aggregator)
+        for line in loaded.faults:
+            self.fault(line)
+        self._classes = loaded.classes
+        self.instances: dict[str, base.Aggregator] = {}
+        self._renew()
+
+    def fault(self, line: str) -> None:
+        """Tell what is wrong, each sentence once."""
+        if line not in self.faults and len(self.faults) < 1000:
+            self.faults[line] = None
+            self._tell(line)
+
+    def _renew(self) -> None:
+        """Make all instances from what was kept."""
+        self.instances = {}
+        for made in list(self._classes):
+            name = made.__name__
+            instance = made.__new__(made)
+            instance.settings = self.settings
+            instance._save, instance._restore = self.store.save, self.store.restore
+            instance._parts = self.store.parts
+            instance._others = self.instances  # type: ignore[assignment] # aggregators are modules
+            try:
+                self._calls.call(instance.__init__)  # type: ignore[misc] # a new instance's own
+            except CallError as error:
+                self.fault(f"cannot make {name}: {error}; it gets nothing in this run")
+                self._classes.remove(made)
+                continue
+            if isinstance(instance, base.Aggregator):
+                self.instances[name] = instance
+
+    def take(self, limit: int = BATCH * 8) -> int:
+        """Take in reports that are new, the oldest first; return how many were read.
+
+        Raises:
+            UnavailableError: the database cannot be written; what was not committed is read again.
+        """
+        now = self.clock()
+        found = self.queues.new(self.store.seen, limit, now)
+        for line in self.queues.faults:
+            self.fault(line)
+        for start in range(0, len(found), BATCH):
+            self._deliver(found[start : start + BATCH], now)
+        return len(found)
+
+    def _deliver(self, batch: list[Element], now: float) -> None:
+        contents = {element: self._content(element) for element in batch}
+        skipped: dict[tuple[str, str], str] = {}
+        while True:
+            try:
+                with self.store.transaction():
+                    for element, content in contents.items():
+                        if content is not None:
+                            self._one(element, content, skipped, now)
+                    self._keep()
+                return
+            except _FailedError as error:
+                self._renew()
+                if not error.element:
+                    self._put_out(error.module, f"cannot keep what {error.module} has: {error.why}")
+                    continue
+                skipped[error.element, error.module] = str(error.why)
+                self._count_late(error.module, error.why)
+            except UnavailableError:
+                # What the instances have is not kept: the next ones begin from what is.
+                self._renew()
+                raise
+
+    def _content(self, element: Element) -> bytes | None:
+        try:
+            return reports.read(element, self.own["limit_bytes"] + HEAD_BYTES)
+        except OSError as error:
+            self.fault(f"cannot read {element.path}: {reason(error)}")
+            return None
+
+    def _one(self, element: Element, content: bytes, skipped: dict[tuple[str, str], str], now: float) -> None:
+        self.store.see(element.server, element.directory, element.name)
+        if not content:
+            self.store.count(UNREADABLE)
+            return
+        try:
+            message = wire.parse(content, self.own["limit_bytes"])
+        except wire.BadMessageError:
+            self.store.count(MALFORMED)
+            return
+        made = message.number("date", int(element.time))
+        if made < now - self.own["keep_days"] * DAY_S:
+            self.store.count(TOO_OLD)
+        elif made > element.time + self.own["clock_s"] + 1:
+            self.store.count(TOO_NEW)
+        elif not self.store.take(message.src, message.id, now):
+            self.store.count(DUPLICATE)
+        else:
+            period = min(message.number("period", self.own["period_s"]), 10**8)
+            self.store.hear(message.src, min(element.time, now), period)
+            self.store.count(TAKEN)
+            key = f"{element.server}/{element.directory}/{element.name}"
+            self._give(message, content, key, skipped, now)
+
+    def _give(
+        self, message: wire.Message, content: bytes, key: str, skipped: dict[tuple[str, str], str], now: float
+    ) -> None:
+        """Give a report to every aggregator that deals with its type."""
+        found = False
+        for name, instance in self.instances.items():
+            process = base.reports(instance, message.kind, message.type)
+            if process is None:
+                continue
+            found = True
+            why = skipped.get((key, name))
+            if why is None and self._late.get(name, 0) >= LATE_LIMIT:
+                why = f"{name} was late {LATE_LIMIT} times"
+            if why is not None:
+                self._set_aside(name, why, message, content, now)
+                continue
+            try:
+                self._calls.call(process, message)
+            except CallError as error:
+                raise _FailedError(name, key, error) from error
+        if not found:
+            self.store.count(NO_AGGREGATOR)
+
+    def _set_aside(self, name: str, why: str, message: wire.Message, content: bytes, now: float) -> None:
+        self.store.count(ASIDE)
+        self.store.set_aside(now, name, why, content, self.own["aside_count"])
+        self.fault(f"{name} cannot take report {message.id} of {message.src}: {why}")
+
+    def _keep(self) -> None:
+        for name, instance in self.instances.items():
+            try:
+                self._calls.call(instance.keep)
+            except CallError as error:
+                raise _FailedError(name, "", error) from error
+
+    def _put_out(self, name: str, line: str) -> None:
+        self.fault(f"{line}; it gets nothing more in this run")
+        self.instances.pop(name, None)
+        self._classes = [made for made in self._classes if made.__name__ != name]
+
+    def _count_late(self, name: str, why: CallError) -> None:
+        if why.is_late:
+            self._late[name] = self._late.get(name, 0) + 1
+            if self._late[name] == LATE_LIMIT:
+                self.fault(f"{name} was late {LATE_LIMIT} times: what it would get in this run is set aside")
+
+    def again(self) -> int:
+        """Give the reports that were set aside to their aggregators once more; return how many were taken.
+
+        Raises:
+            UnavailableError: the database cannot be written.
+        """
+        done = 0
+        for one in self.store.aside():
+            instance = self.instances.get(one.module)
+            message = wire.parse(one.message)
+            process = base.reports(instance, message.kind, message.type) if instance else None
+            if process is None:
+                continue
+            try:
+                with self.store.transaction():
+                    try:
+                        self._calls.call(process, message)
+                    except CallError as error:
+                        raise _FailedError(one.module, "", error) from error
+                    self._keep()
+                    self.store.clear_aside(one.number)
+                done += 1
+            except _FailedError as error:
+                self._renew()
+                self.fault(f"{one.module} cannot take report {message.id} of {message.src}: {error.why}")
+        return done
+
+    def update(self) -> list[int]:
+        """Ask every aggregator what is new, and return the revisions of what was told; note which nodes turned.
+
+        Raises:
+            UnavailableError: the database cannot be written.
+        """
+        now = self.clock()
+        told: list[int] = []
+        for name in list(self.instances):
+            try:
+                with self.store.transaction():
+                    told += self._updates(name, now)
+            except _FailedError as error:
+                self._renew()
+                self.fault(f"cannot ask {error.module} for updates: {error.why}")
+                self._count_late(error.module, error.why)
+            except UnavailableError:
+                self._renew()
+                raise
+        with self.store.transaction():
+            turned = self.store.turn(now)
+            if turned:
+                silent = [node.name for node in self.store.nodes() if node.name in turned and node.gray]
+                came = [name for name in turned if name not in silent]
+                content, _ = answers.encoded("Nodes", {"silent": silent, "reporting": came})
+                told.append(self.store.tell(now, "Nodes", content, None, self.own["updates_count"]))
+        return told
+
+    def _updates(self, name: str, now: float) -> list[int]:
+        told = []
+        instance = self.instances[name]
+        if self._late.get(name, 0) >= LATE_LIMIT:
+            return []
+        try:
+            pairs = self._calls.call(base.updates, instance, now)
+            self._calls.call(instance.keep)
+            for kind, what in pairs:
+                content, pb = answers.encoded(kind, what)
+                if len(content) > UPDATE_LIMIT_BYTES:
+                    self.fault(f"cannot tell {kind} of {name}: {len(content)} bytes")
+                    content, pb = b'{"large": true}', None
+                told.append(self.store.tell(now, kind, content, pb, self.own["updates_count"]))
+        except (CallError, InfoclusterError) as error:
+            why = error if isinstance(error, CallError) else CallError(str(error))
+            raise _FailedError(name, "", why) from error
+        return told
+
+    def answer(self, query: dict[str, str]) -> tuple[bytes, bytes | None] | None:
+        """Return the answer to a request as JSON, and as protobuf where it has such a form; None is nothing.
+
+        Args:
+            query: names and values; ``type`` says what is asked for.
+
+        Raises:
+            UnavailableError: the aggregator could not answer.
+        """
+        fields = {name: value for name, value in query.items() if name != "type" and value}
+        message = wire.Message("GET", "-", "-", query.get("type", ""), fields=fields)
+        for name, instance in self.instances.items():
+            process = base.requests(instance, message.type)
+            if process is None:
+                continue
+            try:
+                # What an aggregator keeps while it answers is no report's effect: it is not kept.
+                self.store.db.execute("SAVEPOINT asked")
+                try:
+                    told = self._calls.call(process, message)
+                finally:
+                    self.store.db.execute("ROLLBACK TO asked")
+                    self.store.db.execute("RELEASE asked")
+                return None if told is None else answers.encoded(message.type, told)
+            except (CallError, InfoclusterError) as error:
+                self._renew()
+                self.fault(f"{name} cannot answer {message.type}: {error}")
+                raise UnavailableError(f"cannot answer {message.type}: {error}") from error
+        return None
+
+    def ask(self, name: str, method: str, *arguments: Any) -> list[Any]:
+        """Return what a method of an aggregator yields, [] where it fails."""
+        try:
+            return list(self._calls.call(lambda: list(getattr(self.instances[name], method)(*arguments))))
+        except CallError as error:
+            self.fault(f"cannot ask {name} for its {method}: {error}")
+            return []
+
+    def tidy(self) -> None:
+        """Forget what is no longer needed: elements that are gone, ids that are too old.
+
+        Raises:
+            UnavailableError: the database cannot be written.
+        """
+        with self.store.transaction():
+            self.store.forget(self.queues.present())
+            self.store.forget_ids(self.clock(), self.own["keep_days"])
+
+    def marks(self) -> bytes:
+        """Return the marks by which servers sweep their queues."""
+        whole = []
+        for server, top in self.queues.servers():
+            for directory in sorted(name for one, name in self.queues.present() if one == server):
+                try:
+                    listed = {name for name in os.listdir(f"{top}/{directory}") if reports.is_element(name)}
+                except OSError:
+                    continue
+                if listed <= self.store.seen(server, directory):
+                    whole.append((server, directory, listed))
+        return reports.marks(self.own["app"], whole, self.clock())
