@@ -47,7 +47,7 @@ TEMPORARY = ".tmp"
 LOCK = ".lck"
 
 _HEXADECIMAL = frozenset("0123456789abcdef")
-_CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NOFOLLOW
+_CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
 _READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
 _KIND, _PLAIN = 0o170000, 0o100000
 # errno(3); the module of these names is one more to load.
@@ -56,6 +56,9 @@ _ENOENT, _EEXIST, _ENOTDIR, _ENOTEMPTY = 2, 17, 20, 39
 _ATTEMPTS = 100
 # A lock that was made this recently may not have its own time yet; how long to wait for that.
 _YOUNG_S = 2.0
+# No purge breaks a lock that is younger than this, in ns.
+_FRESH_NS = 30 * 1000000000
+_CHUNK_BYTES = 1 << 16
 _SETTLE_S = 0.05
 # Elements that a walk lost to others, as a share of those it listed, before it lists them again.
 _STALE_SHARE = 16
@@ -73,7 +76,22 @@ class Simple:
         clock: what tells the time, in Unix seconds.
     """
 
-    __slots__ = ("_clock", "_digit", "_granularity_s", "_held", "_last_us", "_synced", "durable", "path", "umask")
+    __slots__ = (
+        "_clock",
+        "_digit",
+        "_granularity_s",
+        "_granule",
+        "_held",
+        "_is_exact",
+        "_last_us",
+        "_open_fd",
+        "_open_name",
+        "_second",
+        "_synced",
+        "durable",
+        "path",
+        "umask",
+    )
 
     def __init__(
         self,
@@ -88,11 +106,18 @@ class Simple:
         self.umask = umask
         self.durable = durable
         self._granularity_s = granularity_s
-        self._digit = (posix.urandom(1)[0] if digit is None else digit) % 16
+        self._digit = f"{(posix.urandom(1)[0] if digit is None else digit) % 16:x}"
         self._clock = clock
         self._last_us = 0
+        self._second = -1
+        self._granule = ""
         self._synced = ""
-        self._held: dict[str, tuple[int, int]] = {}
+        # Our locks: name to time, in ns. Whether the file system keeps a time as we give it, so that there is no
+        # need to ask for it.
+        self._held: dict[str, int] = {}
+        self._is_exact = False
+        self._open_fd = -1
+        self._open_name = ""
 
     def add(self, content: bytes) -> str:
         """Add an element and return its name, such as ``6b0365e0/6b0365e03d090b``.
@@ -132,9 +157,9 @@ class Simple:
                 finally:
                     posix.close(fd)
             for _ in range(_ATTEMPTS):
-                directory = self._directory()
+                directory, element = self._name()
                 self._make(directory)
-                name = self._linked(path, directory, self._name())
+                name = self._linked(path, directory, element)
                 if name:
                     return name
                 posix.lstat(path)
@@ -166,14 +191,12 @@ class Simple:
                 return False
             raise UnavailableError(f"cannot lock {element}: {reason(error)}") from error
         try:
-            # Not the lock's name: where the element is gone by now, so is what we locked.
-            posix.utime(element, follow_symlinks=False)
-            status = posix.lstat(lock)
-            if status.st_mode & _KIND == _PLAIN:
-                self._held[name] = (status.st_ino, status.st_mtime_ns)
-                return True
-            posix.unlink(lock)
-            return False
+            # By the element's name, not the lock's: where the element is gone by now, so is what we locked.
+            if self._is_exact:
+                now_ns = time.time_ns()
+                posix.utime(element, ns=(now_ns, now_ns), follow_symlinks=False)
+            else:
+                now_ns = self._set_time(element, lock)
         except FileNotFoundError:
             # RACE: its holder, whose lock a purge had broken, removed it; or a purge took our lock for an old one.
             _gone(lock)
@@ -181,43 +204,50 @@ class Simple:
         except OSError as error:
             _gone(lock)
             raise UnavailableError(f"cannot lock {element}: {reason(error)}") from error
+        if not now_ns:
+            _gone(lock)
+            return False
+        self._held[name] = now_ns
+        return True
 
     def unlock(self, name: str) -> bool:
-        """Give an element back to the next consumer; False where our lock on it had ended already."""
-        held = self._held.pop(name, None)
-        if held is None:
-            return False
-        lock = f"{self.path}/{name}{LOCK}"
+        """Give an element back to the next consumer; False where our lock on it had ended already.
+
+        Raises:
+            UnavailableError: the file system refuses.
+        """
         try:
-            status = posix.lstat(lock)
-            if (status.st_ino, status.st_mtime_ns) != held:
-                return False
-            posix.unlink(lock)
-            return True
-        except FileNotFoundError:
-            return False
+            return self._is_ours(name) and _gone(self.location(name))
         except OSError as error:
             raise UnavailableError(f"cannot unlock {self.path}/{name}: {reason(error)}") from error
+        finally:
+            self._held.pop(name, None)
 
     def get(self, name: str) -> bytes | None:
         """Return the content of an element that we locked; None where our lock on it has ended.
 
+        A lock of ours that is younger than any purge's age is taken to be ours still: `remove` asks in any case.
+
         Raises:
             UnavailableError: it cannot be read.
         """
+        if name not in self._held:
+            return None
+        if self._open_fd >= 0:
+            self._close()
         try:
             fd = posix.open(f"{self.path}/{name}{LOCK}", _READ)
-            try:
-                status = posix.fstat(fd)
-                if self._held.get(name) != (status.st_ino, status.st_mtime_ns):
-                    return None
-                size = status.st_size
-                content = posix.read(fd, size)
-                while len(content) < size and (chunk := posix.read(fd, size - len(content))):
-                    content += chunk
-                return content
-            finally:
-                posix.close(fd)
+            # Open until it is removed: what `remove` looks at is what was read, and looking costs half as much.
+            self._open_fd, self._open_name = fd, name
+            if not -_FRESH_NS < time.time_ns() - self._held[name] < _FRESH_NS and not self._is_ours(name):
+                return None
+            content = posix.read(fd, _CHUNK_BYTES)
+            if len(content) == _CHUNK_BYTES:
+                chunks = [content]
+                while content := posix.read(fd, _CHUNK_BYTES):
+                    chunks.append(content)
+                content = b"".join(chunks)
+            return content
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -240,31 +270,36 @@ class Simple:
         if held is None:
             return False
         element = f"{self.path}/{name}"
-        lock = element + LOCK
         try:
-            status = posix.lstat(lock)
-            if (status.st_ino, status.st_mtime_ns) != held:
+            if name == self._open_name:
+                fd, self._open_fd, self._open_name = self._open_fd, -1, ""
+                status = posix.fstat(fd)
+                posix.close(fd)
+            else:
+                status = posix.lstat(element + LOCK)
+            # A lock has two names at least, the element's and its own.
+            if status.st_mtime_ns != held or status.st_nlink < 2:
                 return False
-            was_there = _gone(element)
-            _gone(lock)
-            return was_there
+            posix.unlink(element)
+            posix.unlink(element + LOCK)
+            return True
         except FileNotFoundError:
+            # RACE: a purge took our lock, and maybe somebody else the element.
+            _gone(element + LOCK)
             return False
         except OSError as error:
-            self._held[name] = held
             raise UnavailableError(f"cannot remove {element}: {reason(error)}") from error
 
     def touch(self, name: str) -> bool:
-        """Say that we still work on an element that we locked: its lock is new again. False where that had ended."""
-        held = self._held.get(name)
-        lock = f"{self.path}/{name}{LOCK}"
+        """Say that we still work on an element that we locked: its lock is new again. False where that had ended.
+
+        Raises:
+            UnavailableError: the file system refuses.
+        """
         try:
-            status = posix.lstat(lock)
-            if held is None or (status.st_ino, status.st_mtime_ns) != held:
+            if not self._is_ours(name):
                 return False
-            posix.utime(lock, follow_symlinks=False)
-            status = posix.lstat(lock)
-            self._held[name] = (status.st_ino, status.st_mtime_ns)
+            self._held[name] = self._set_time(f"{self.path}/{name}", self.location(name))
             return True
         except FileNotFoundError:
             return False
@@ -392,24 +427,32 @@ class Simple:
 
     def _added(self, content: bytes) -> str | None:
         """Add an element and return its name; None where its directory vanished meanwhile."""
-        directory = self._directory()
-        top = f"{self.path}/{directory}/"
+        directory, name = self._name()
+        temporary = f"{self.path}/{directory}/{name}{TEMPORARY}"
         made = looked = False
         try:
-            name = self._name()
             while True:
-                temporary = f"{top}{name}{TEMPORARY}"
                 try:
                     fd = posix.open(temporary, _CREATE, 0o666)
                     break
                 except FileExistsError:
-                    name = self._name()
+                    name = self._name()[1]
+                    temporary = f"{self.path}/{directory}/{name}{TEMPORARY}"
                 except FileNotFoundError:
                     if looked:  # a purge took it before we could use it
                         return None
                     looked, made = True, self._make(directory)
             try:
-                self._write(fd, content)
+                try:
+                    written = posix.write(fd, content)
+                    if written != len(content):
+                        files.write_all(fd, content[written:])
+                    if self.umask is not None:
+                        posix.fchmod(fd, 0o666 & ~self.umask)
+                    if self.durable:
+                        posix.fsync(fd)
+                finally:
+                    posix.close(fd)
                 return self._linked(temporary, directory, name)
             except BaseException:
                 _gone(temporary)
@@ -419,18 +462,6 @@ class Simple:
                 self._is_emptied(directory)
             raise
 
-    def _write(self, fd: int, content: bytes) -> None:
-        try:
-            written = posix.write(fd, content)
-            if written != len(content):
-                files.write_all(fd, content[written:])
-            if self.umask is not None:
-                posix.fchmod(fd, 0o666 & ~self.umask)
-            if self.durable:
-                posix.fsync(fd)
-        finally:
-            posix.close(fd)
-
     def _linked(self, path: str, directory: str, name: str) -> str | None:
         """Let a whole file have an element's name instead of its own; None where it or the directory vanished."""
         while True:
@@ -439,34 +470,70 @@ class Simple:
                 posix.link(path, element)
                 break
             except FileExistsError:
-                name = self._name()
+                name = self._name()[1]
             except FileNotFoundError:
                 return None
-        try:
-            _gone(path)
-            if self.durable:
+        _gone(path)
+        if self.durable:
+            try:
                 self._sync(directory)
-        except FileNotFoundError:
-            pass  # the consumer was as fast as that, and a purge took the directory
-        except BaseException:
-            _gone(element)
-            raise
+            except FileNotFoundError:
+                pass  # the consumer was as fast as that, and a purge took the directory
+            except BaseException:
+                _gone(element)
+                raise
         return f"{directory}/{name}"
 
-    def _directory(self) -> str:
-        seconds = int(self._clock())
-        if self._granularity_s > 1:
-            seconds -= seconds % self._granularity_s
-        return f"{seconds:08x}"
-
-    def _name(self) -> str:
-        """Return an element's name for now, and never one twice, also where the clock stands still."""
+    def _name(self) -> tuple[str, str]:
+        """Return a directory and an element's name for now; never a name twice, also where the clock stands still."""
         now_us = int(self._clock() * 1000000)
         if self._last_us - 1000000 < now_us <= self._last_us:
             now_us = self._last_us + 1
         self._last_us = now_us
         seconds, microseconds = divmod(now_us, 1000000)
-        return f"{seconds:08x}{microseconds:05x}{self._digit:x}"
+        if seconds != self._second:
+            self._second = seconds
+            granule = self._granularity_s
+            self._granule = f"{seconds - seconds % granule if granule > 1 else seconds:08x}"
+        return self._granule, f"{seconds:08x}{microseconds:05x}{self._digit}"
+
+    def _set_time(self, element: str, lock: str) -> int:
+        """Let a lock begin now, and return the time that the file system has for that, in ns; 0 for no plain file.
+
+        Raises:
+            FileNotFoundError: the element or its lock is gone.
+            OSError: as utime(2).
+        """
+        now_ns = time.time_ns()
+        try:
+            posix.utime(element, ns=(now_ns, now_ns), follow_symlinks=False)
+        except PermissionError:
+            # Another user's file that is ours to write: the kernel sets its own time alone.
+            now_ns = 0
+            posix.utime(element, follow_symlinks=False)
+        status = posix.lstat(lock)
+        if status.st_mode & _KIND != _PLAIN:
+            return 0
+        self._is_exact = status.st_mtime_ns == now_ns
+        return status.st_mtime_ns
+
+    def _is_ours(self, name: str) -> bool:
+        """Tell whether an element has the lock that we took."""
+        held = self._held.get(name)
+        if held is None:
+            return False
+        try:
+            return posix.lstat(self.location(name)).st_mtime_ns == held
+        except FileNotFoundError:
+            return False
+
+    def _close(self) -> None:
+        fd, self._open_fd, self._open_name = self._open_fd, -1, ""
+        posix.close(fd)
+
+    def __del__(self) -> None:
+        if self._open_fd >= 0:
+            self._close()
 
     def _make(self, directory: str) -> bool:
         """Make an intermediate directory, and the queue itself where it is missing; return whether it was new."""
