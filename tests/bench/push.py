@@ -191,8 +191,8 @@ def unchanged(site: Site) -> None:
     )
     print(f"everything, nothing changed: wwwpush {push:.2f} s, parallel rsyncs, shared connections {shared:.2f} s")
     print(f"  ratio {push / shared:.2f} (at most 1)")
-    print(f"  -quick {quick:.2f} s: {push / quick:.1f} times as fast as that, {shared / quick:.1f} times as the rsyncs")
-    print("  (at least 5)")
+    print(f"  -quick {quick:.2f} s: {shared / quick:.1f} times as fast as the rsyncs (at least 5),")
+    print(f"  {push / quick:.1f} times as fast as the full push")
 
 
 def flat(tree: Path, cluster: sshd.Cluster, top: Path) -> None:

@@ -137,17 +137,19 @@ class Report:
         put: what was put in place, or would be.
         removed: what was removed, or would be.
         faults: why something could not be done.
+        is_all: whether all that was wanted was done, and nothing was to be said of it.
         stuck: whether something was not replaced because a run was not allowed to remove what is in its place.
         more: how many things a run that was not allowed to remove has left for another one.
         words: what was said beside that.
     """
 
-    __slots__ = ("faults", "more", "put", "removed", "stuck", "words")
+    __slots__ = ("faults", "is_all", "more", "put", "removed", "stuck", "words")
 
     def __init__(self) -> None:
         self.put: dict[str, Action] = {}
         self.removed: dict[str, Action] = {}
         self.faults: dict[str, str] = {}
+        self.is_all = False
         self.stuck = False
         self.more = 0
         self.words: list[str] = []
@@ -220,10 +222,10 @@ class Push:
         # Only where something old is replaced can old and new be mixed; to hold all back costs half as much again.
         is_held = any(action.verb == "update" and not action.is_directory for action in found.put)
         if len(found.put) > MOST * self.listing.count:
-            self.put(report, self.named, ["--recursive", "--no-inc-recursive"], is_held=is_held, wanted=wanted)
+            self.put(report, self.named, ["--recursive"], is_held=is_held, wanted=wanted)
         elif found.put:
             self.put(report, [action.path for action in found.put], ["--dirs"], is_held=is_held, wanted=wanted)
-        if wanted and len(report.put) == len(wanted) and not report.faults:
+        if report.is_all:
             yield from found.put
             yield from found.kept
             return
@@ -324,6 +326,9 @@ class Push:
                 join(self.listing.source, here) if here else self.listing.source,
                 there,
             )
+        if wanted and outcome.status == 0 and not outcome.errors:
+            report.is_all = True
+            return
         if wanted:
             known = (action for action in wanted if os.path.lexists(f"{self.listing.source}/{action.path}"))
             report.put = {action.path: action for action in known}
