@@ -64,6 +64,41 @@ _SETTLE_S = 0.05
 _STALE_SHARE = 16
 
 
+class Names:
+    """The names that one adder gives: each tells when, and none comes twice, also where the clock stands still.
+
+    Args:
+        digit: their last digit, 0 to 15; by default a random one.
+        clock: what tells the time, in Unix seconds.
+        granularity_s: seconds for which one intermediate directory is used.
+    """
+
+    __slots__ = ("_clock", "_digit", "_directory", "_granularity_s", "_last_us", "_second")
+
+    def __init__(
+        self, digit: int | None, clock: "Callable[[], float]" = time.time, granularity_s: int = GRANULARITY_S
+    ) -> None:
+        self._clock = clock
+        self._digit = f"{(posix.urandom(1)[0] if digit is None else digit) % 16:x}"
+        self._granularity_s = granularity_s
+        self._last_us = 0
+        self._second = -1
+        self._directory = ""
+
+    def next(self) -> tuple[str, str]:
+        """Return the names of an intermediate directory and of an element for now."""
+        now_us = int(self._clock() * 1000000)
+        if self._last_us - 1000000 < now_us <= self._last_us:
+            now_us = self._last_us + 1
+        self._last_us = now_us
+        seconds, microseconds = divmod(now_us, 1000000)
+        if seconds != self._second:
+            self._second = seconds
+            granule = self._granularity_s
+            self._directory = f"{seconds - seconds % granule if granule > 1 else seconds:08x}"
+        return self._directory, f"{seconds:08x}{microseconds:05x}{self._digit}"
+
+
 class Simple:
     """One queue. Nothing on the disk is touched before it is used; a queue that is not there yet is empty.
 
@@ -76,22 +111,7 @@ class Simple:
         clock: what tells the time, in Unix seconds.
     """
 
-    __slots__ = (
-        "_clock",
-        "_digit",
-        "_granularity_s",
-        "_granule",
-        "_held",
-        "_is_exact",
-        "_last_us",
-        "_open_fd",
-        "_open_name",
-        "_second",
-        "_synced",
-        "durable",
-        "path",
-        "umask",
-    )
+    __slots__ = ("_held", "_is_exact", "_names", "_open_fd", "_open_name", "_synced", "durable", "path", "umask")
 
     def __init__(
         self,
@@ -105,12 +125,7 @@ class Simple:
         self.path = path
         self.umask = umask
         self.durable = durable
-        self._granularity_s = granularity_s
-        self._digit = f"{(posix.urandom(1)[0] if digit is None else digit) % 16:x}"
-        self._clock = clock
-        self._last_us = 0
-        self._second = -1
-        self._granule = ""
+        self._names = Names(digit, clock, granularity_s)
         self._synced = ""
         # Our locks: name to time, in ns. Whether the file system keeps a time as we give it, so that there is no
         # need to ask for it.
@@ -157,7 +172,7 @@ class Simple:
                 finally:
                     posix.close(fd)
             for _ in range(_ATTEMPTS):
-                directory, element = self._name()
+                directory, element = self._names.next()
                 self._make(directory)
                 name = self._linked(path, directory, element)
                 if name:
@@ -427,7 +442,7 @@ class Simple:
 
     def _added(self, content: bytes) -> str | None:
         """Add an element and return its name; None where its directory vanished meanwhile."""
-        directory, name = self._name()
+        directory, name = self._names.next()
         temporary = f"{self.path}/{directory}/{name}{TEMPORARY}"
         made = looked = False
         try:
@@ -436,7 +451,7 @@ class Simple:
                     fd = posix.open(temporary, _CREATE, 0o666)
                     break
                 except FileExistsError:
-                    name = self._name()[1]
+                    name = self._names.next()[1]
                     temporary = f"{self.path}/{directory}/{name}{TEMPORARY}"
                 except FileNotFoundError:
                     if looked:  # a purge took it before we could use it
@@ -470,7 +485,7 @@ class Simple:
                 posix.link(path, element)
                 break
             except FileExistsError:
-                name = self._name()[1]
+                name = self._names.next()[1]
             except FileNotFoundError:
                 return None
         _gone(path)
@@ -483,19 +498,6 @@ class Simple:
                 _gone(element)
                 raise
         return f"{directory}/{name}"
-
-    def _name(self) -> tuple[str, str]:
-        """Return a directory and an element's name for now; never a name twice, also where the clock stands still."""
-        now_us = int(self._clock() * 1000000)
-        if self._last_us - 1000000 < now_us <= self._last_us:
-            now_us = self._last_us + 1
-        self._last_us = now_us
-        seconds, microseconds = divmod(now_us, 1000000)
-        if seconds != self._second:
-            self._second = seconds
-            granule = self._granularity_s
-            self._granule = f"{seconds - seconds % granule if granule > 1 else seconds:08x}"
-        return self._granule, f"{seconds:08x}{microseconds:05x}{self._digit}"
 
     def _set_time(self, element: str, lock: str) -> int:
         """Let a lock begin now, and return the time that the file system has for that, in ns; 0 for no plain file.
@@ -539,44 +541,12 @@ class Simple:
         """Make an intermediate directory, and the queue itself where it is missing; return whether it was new."""
         path = f"{self.path}/{directory}"
         try:
-            return self._mkdir(path)
+            return make_directory(path, self.umask)
         except FileNotFoundError:
             top = self.path.rstrip("/")
             files.make_directories(top.rpartition("/")[0] or ".")
-            self._mkdir(top)
-            return self._mkdir(path)
-
-    def _mkdir(self, path: str) -> bool:
-        """Make a directory, with our umask if we have one; False where there is one."""
-        if self.umask is None:
-            try:
-                posix.mkdir(path, 0o777)
-                return True
-            except FileExistsError:
-                return False
-        try:
-            posix.lstat(path)
-            return False
-        except FileNotFoundError:
-            pass
-        # Under a name of its own until its mode is right; a set-group-ID bit that it inherited stays.
-        parent, _, name = path.rpartition("/")
-        temporary = f"{parent or '.'}/{files.temporary_name(name)}"
-        posix.mkdir(temporary, 0o700)
-        try:
-            inherited = posix.lstat(temporary).st_mode & 0o7000
-            posix.chmod(temporary, inherited | (0o777 & ~self.umask))
-            try:
-                posix.rename(temporary, path)
-            except OSError:
-                # Somebody else has made it meanwhile, and it has something in it or is another user's.
-                posix.lstat(path)
-                posix.rmdir(temporary)
-                return False
-        except BaseException:
-            posix.rmdir(temporary)
-            raise
-        return True
+            make_directory(top, self.umask)
+            return make_directory(path, self.umask)
 
     def _sync(self, directory: str) -> None:
         """Make the names of an element and of its directory durable."""
@@ -635,6 +605,43 @@ class Simple:
             for name in names
             if len(name) == 18 and name[14:] in (TEMPORARY, LOCK) and _HEXADECIMAL.issuperset(name[:14])
         ]
+
+
+def make_directory(path: str, umask: int | None) -> bool:
+    """Make a directory, with a umask of its own if there is one; False where it exists.
+
+    Raises:
+        OSError: as mkdir(2); nothing was made.
+    """
+    if umask is None:
+        try:
+            posix.mkdir(path, 0o777)
+            return True
+        except FileExistsError:
+            return False
+    try:
+        posix.lstat(path)
+        return False
+    except FileNotFoundError:
+        pass
+    # Under a name of its own until its mode is right; a set-group-ID bit that it inherited stays.
+    parent, _, name = path.rpartition("/")
+    temporary = f"{parent or '.'}/{files.temporary_name(name)}"
+    posix.mkdir(temporary, 0o700)
+    try:
+        inherited = posix.lstat(temporary).st_mode & 0o7000
+        posix.chmod(temporary, inherited | (0o777 & ~umask))
+        try:
+            posix.rename(temporary, path)
+        except OSError:
+            # Somebody else has made it meanwhile, and it has something in it or is another user's.
+            posix.lstat(path)
+            posix.rmdir(temporary)
+            return False
+    except BaseException:
+        posix.rmdir(temporary)
+        raise
+    return True
 
 
 def is_name(text: str) -> bool:
