@@ -110,6 +110,7 @@ SECTIONS = {
     "site": "Where this cluster keeps what.",
     "gather": "What visitors and machines send, in files on the server that took it.",
     "survey": "The browser survey: cgi-bin/survey.cgi and batch/survey-nightly.",
+    "forms": "Forms declared in files: cgi-bin/form.cgi and batch/forms-nightly.",
     "publish": "Results of batch jobs on their way into the production tree.",
     "install": "Development trees on their way into the production tree: wwwdinst and wwwuinst.",
     "push": "The production tree on its way to the servers.",
@@ -190,6 +191,18 @@ TABLE = (
         "Bytes of a User-Agent that are kept; longer ones are cut. Apache itself takes at most 8190.",
     ),
     Setting("survey", "top", _whole(1, 1000), 12, "Rows a table or a picture shows by name; the rest is summed up."),
+    Setting(
+        "forms", "forms_dir", DIRECTORY, "etc/forms",
+        "Where the declarations are, NAME.toml for form.cgi/NAME; the same on the batch host and on every web server.",
+    ),
+    Setting(
+        "forms", "secret", NAME, "forms",
+        "The file in etc/secrets that signs what a form sends back; the same on every web server, for its user to read.",
+    ),
+    Setting(
+        "forms", "directory", TREE_PATH, "world/forms",
+        "Where thanks and published answers go, in NAME/ below it. Everything else stays in STATE_DIR/forms/NAME.",
+    ),
     Setting(
         "publish", "lock_timeout_s", _seconds(0, 86400), 3600,
         "Seconds a job waits for the path locks of installs and pushes before it gives up until its next run.",
@@ -367,7 +380,7 @@ TABLE = (
 )
 # fmt: on
 
-_DIRECTORIES = ("production_dir", "state_dir", "gather_dir", "development_dirs", "destination", "sendmail")
+_DIRECTORIES = ("production_dir", "state_dir", "gather_dir", "development_dirs", "destination", "sendmail", "forms_dir")
 
 
 def read(file: str, root: str | None = None) -> dict[str, Any]:

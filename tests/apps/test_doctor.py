@@ -108,6 +108,9 @@ def healthy() -> Iterator[Patient]:
             directory.mkdir(parents=True, exist_ok=True)
             shutil.chown(directory, owner)
             directory.chmod(mode)
+        (found.tree / "etc/secrets/forms").write_text("0123456789abcdef")
+        (found.tree / "etc/secrets/forms").chmod(0o640)
+        shutil.chown(found.tree / "etc/secrets/forms", group=SERVER)
         found.configure()
         _copy(found.top, top / "healthy")
         yield found
@@ -154,6 +157,9 @@ def _secret(patient: Patient) -> None:
 
 # What is done to the patient, the check that has to find it, a word of the fault, and a word of the mend.
 ILLS: list[tuple[Callable[[Patient], object], str, str, str]] = [
+    (lambda p: (p.tree / "etc/secrets/forms").unlink(), "forms", "is missing: no form can be sent", "openssl rand"),
+    (lambda p: os.utime(p.tree / "etc/forms/signup.toml"), "forms", "form signup is missing or older", "-compile"),
+    (lambda p: (p.tree / "etc/forms/a.toml").write_text("title = 1"), "forms", "a.toml:1: title", "edit it"),
     (lambda p: p.state.chmod(0o755), "state", "is open to everyone: mode 0755", "chmod o-rwx"),
     (lambda p: p.state.chmod(0o770), "state", "is shared with group", "chmod g+s"),
     (

@@ -2,6 +2,7 @@
 """What a visitor sent is read as the library reads it, within limits, or answered with what is wrong."""
 
 import os
+from functools import partial
 from urllib.parse import parse_qsl
 
 import pytest
@@ -20,8 +21,9 @@ def post(body: bytes, **variables: bytes) -> Request:
     read_end, write_end = os.pipe()
     os.write(write_end, body)
     os.close(write_end)
+    send = partial(os.read, read_end)
     known = {b"REQUEST_METHOD": b"POST", b"CONTENT_TYPE": FORM, b"CONTENT_LENGTH": str(len(body)).encode()}
-    return Request(known | {name.encode(): value for name, value in variables.items()}, {}, read_end)
+    return Request(known | {name.encode(): value for name, value in variables.items()}, {}, send)
 
 
 @given(QUERY)

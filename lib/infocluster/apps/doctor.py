@@ -25,7 +25,7 @@ from importlib.util import cache_from_source, find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infocluster import config, files, processes
-from infocluster.apps import accounts, installation
+from infocluster.apps import accounts, forms_declared, installation
 from infocluster.apps.accounts import User
 from infocluster.config import Settings
 from infocluster.cron.command import Run
@@ -167,7 +167,7 @@ def renew(root: str, settings_file: str) -> str:
     """Compile the settings and, in an installed tree, what a hit loads; return what was done.
 
     Raises:
-        ConfigError: the settings say something impossible.
+        ConfigError: the settings or a form say something impossible.
         UnavailableError: a compiled copy cannot be written.
     """
     done = [settings_file]
@@ -177,6 +177,9 @@ def renew(root: str, settings_file: str) -> str:
             installation.compile_modules(root, root)
             installation.write_compiled(root, root)
             done.append(f"{root}/{installation.COMPILED}")
+        forms = forms_declared.compile_forms(config.load(settings_file))
+        if forms:
+            done.append(f"the form{'s' * (len(forms) > 1)} {', '.join(forms)}")
     except OSError as error:
         raise UnavailableError(f"cannot compile {done[-1]}: {reason(error)}") from error
     return f"compiled {' and '.join(done)}"
@@ -286,6 +289,33 @@ def settings(place: Place) -> Iterator[Fault]:
     for path in (place.settings_file, place.settings_file + ".compiled", os.path.dirname(place.settings_file)):
         if os.path.exists(path):
             yield from _by_server_or_all(place, path, os.stat(path))
+
+
+def forms(place: Place) -> Iterator[Fault]:
+    """Check every declared form, that hits find it compiled, and that what it sends back can be signed."""
+    declared = forms_declared.all_names(place.settings)
+    if not declared:
+        raise _NotCheckedError("there are none")
+    for name in declared:
+        try:
+            forms_declared.read(forms_declared.file_of(name, place.settings), place.settings)
+        except InfoclusterError as error:
+            yield Fault(str(error), "edit it")
+            continue
+        except ImportError as error:
+            raise _NotCheckedError(f"the package {error.name} is missing") from None
+        if place.installed and not forms_declared.is_compiled(name, place.settings):
+            yield Fault(
+                f"the compiled copy of the form {name} is missing or older than it",
+                f"{_q(place.root)}/batch/check-site -compile",
+            )
+    secret = f"{os.path.dirname(place.settings_file)}/secrets/{place.settings['forms']['secret']}"
+    if place.is_web and not os.path.exists(secret):
+        yield Fault(
+            f"{secret} is missing: no form can be sent",
+            f"(umask 027; openssl rand -hex 32 >{_q(secret)}); chgrp {place.server().name} {_q(secret)}; "
+            "the same file on every web server",
+        )
 
 
 def secrets(place: Place) -> Iterator[Fault]:
@@ -722,6 +752,7 @@ CHECKS: Mapping[str, Callable[[Place], Iterator[Fault]]] = {
     "tree": tree,
     "compiled": compiled,
     "settings": settings,
+    "forms": forms,
     "secrets": secrets,
     "state": state,
     "production": production,

@@ -90,13 +90,24 @@ def line(record: "dict[str, Any]") -> bytes:
     """
     parts = []
     for name, value in record.items():
-        if type(value) is str:
-            parts.append(f"{_quoted(name)}:{_quoted(value)}")
-        elif type(value) is int or (type(value) is float and value - value == 0):
-            parts.append(f"{_quoted(name)}:{value!r}")
-        else:
+        text = _plain(value)
+        if not text:
             return _library_line(record)
+        parts.append(f"{_quoted(name)}:{text}")
     return ("{" + ",".join(parts) + "}\n").encode("utf-8", "replace")
+
+
+def _plain(value: "Any") -> str:
+    """Return a text, number, true, false or list of texts as JSON; "" for anything else, which the library takes."""
+    if type(value) is str:
+        return _quoted(value)
+    if type(value) is int or (type(value) is float and value - value == 0):
+        return repr(value)
+    if type(value) is bool:
+        return "true" if value else "false"
+    if type(value) is list and all(type(item) is str for item in value):
+        return "[" + ",".join([_quoted(item) for item in value]) + "]"
+    return ""
 
 
 def _quoted(text: str) -> str:

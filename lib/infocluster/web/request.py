@@ -11,6 +11,8 @@ from infocluster.web.response import HttpError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from infocluster.config import Settings
 
 FORM_TYPE = "application/x-www-form-urlencoded"
@@ -24,17 +26,25 @@ class Request:
     Attributes:
         variables: the meta-variables of the server, bytes to bytes.
         taken_bytes: how much of the body was read.
+
+    Args:
+        variables: as above.
+        settings: all settings; by default those of this host, once they are asked for.
+        read: returns at most so many bytes of the body, b"" at its end; by default from the standard input.
     """
 
-    __slots__ = ("_input_fd", "_settings", "taken_bytes", "variables")
+    __slots__ = ("_read_some", "_settings", "taken_bytes", "variables")
 
     def __init__(
-        self, variables: "dict[bytes, bytes]", settings: "Settings | None" = None, input_fd: int = 0
+        self,
+        variables: "dict[bytes, bytes]",
+        settings: "Settings | None" = None,
+        read: "Callable[[int], bytes] | None" = None,
     ) -> None:
         self.variables = variables
         self.taken_bytes = 0
         self._settings = settings
-        self._input_fd = input_fd
+        self._read_some = read or _standard_input
 
     @property
     def settings(self) -> "Settings":
@@ -75,6 +85,14 @@ class Request:
         Raises:
             HttpError: 411 no length; 400 no number, or a body that ends before it; 413 over the limit.
         """
+        return b"".join(self.chunks(limit_bytes))
+
+    def chunks(self, limit_bytes: int) -> "Iterator[bytes]":
+        """Return the body piece by piece, at most `READ_BYTES` at once; what is wrong with its length is raised here.
+
+        Raises:
+            HttpError: as `body`.
+        """
         stated = self.variable("CONTENT_LENGTH")
         if not stated:
             raise HttpError(411, "The request does not say how long its body is.")
@@ -83,13 +101,14 @@ class Request:
         length = int(stated[:20])
         if length > limit_bytes:
             raise HttpError(413, f"The request is too large: at most {limit_bytes} bytes are taken.")
-        chunks = []
+        return self._pieces(length)
+
+    def _pieces(self, length: int) -> "Iterator[bytes]":
         while self.taken_bytes < length:
             chunk = self._read(length)
             if not chunk:
                 raise HttpError(400, "The request ended before all of it arrived.")
-            chunks.append(chunk)
-        return b"".join(chunks)
+            yield chunk
 
     def drain(self) -> None:
         """Read what is left of the body and throw it away.
@@ -106,7 +125,7 @@ class Request:
             return
 
     def _read(self, length: int) -> bytes:
-        chunk = posix.read(self._input_fd, min(length - self.taken_bytes, READ_BYTES))
+        chunk = self._read_some(min(length - self.taken_bytes, READ_BYTES))
         self.taken_bytes += len(chunk)
         return chunk
 
@@ -124,6 +143,10 @@ class Request:
     def query(self) -> "list[tuple[str, str]]":
         """Return the fields of the query string, in order."""
         return pairs(self.variables.get(b"QUERY_STRING", b""))
+
+
+def _standard_input(size: int) -> bytes:
+    return posix.read(0, size)
 
 
 def pairs(text: bytes) -> "list[tuple[str, str]]":

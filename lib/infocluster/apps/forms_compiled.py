@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A declared form, as fast as a hit needs it.
+
+`forms_declared` reads ``NAME.toml``, says what is wrong with it and renders its pages. A hit has no time for that, so
+``forms-nightly -render`` and ``check-site -compile`` leave a compiled copy beside each declaration:
+
+Shape: ``signup.toml.compiled`` is one marshalled tuple, such as
+    ``("infocluster form 1", 812, 1763800000000000000, {"name": "signup", "fields": [...], ...})``
+    a format mark, the size in bytes and the mtime in ns of the file it was made from, and the form as
+    `forms_declared` describes it. It is used only while size and mtime are the file's own.
+"""
+
+import marshal
+import posix
+
+from infocluster import files, names
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from infocluster.config import Settings
+
+    Form = dict[str, Any]
+
+FORMAT = "infocluster form 1"
+SUFFIX = ".toml"
+
+
+def load(name: str, settings: "Settings") -> "Form | None":
+    """Return a form, or None where there is none of this name.
+
+    Args:
+        name: what the visitor asked for; anything.
+        settings: all settings.
+
+    Raises:
+        ConfigError: its declaration says something impossible: file, line, what was expected.
+    """
+    if not names.is_name(name):
+        return None
+    file = f"{settings['forms']['forms_dir']}/{name}{SUFFIX}"
+    try:
+        status = posix.stat(file)
+    except OSError:
+        return None
+    return compiled(file, status) or _read(file, settings)
+
+
+def compiled(file: str, status: "posix.stat_result") -> "Form | None":
+    """Return the form of a declaration from its compiled copy, or None where that is missing or older."""
+    try:
+        mark, size, mtime_ns, form = marshal.loads(files.read(file + ".compiled"))  # noqa: S302 (ours, as settings are)
+    except (OSError, ValueError, EOFError, TypeError):
+        return None
+    if (mark, size, mtime_ns) != (FORMAT, status.st_size, status.st_mtime_ns):
+        return None
+    result: Form = form
+    return result
+
+
+def write(file: str, form: "Form", status: "posix.stat_result") -> None:
+    """Leave the compiled copy beside a declaration.
+
+    Args:
+        file: the declaration.
+        form: what it says.
+        status: of the file, from before it was read.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    files.replace(file + ".compiled", marshal.dumps((FORMAT, status.st_size, status.st_mtime_ns, form)))
+
+
+def _read(file: str, settings: "Settings") -> "Form":
+    from infocluster.apps import forms_declared
+
+    return forms_declared.read(file, settings)
