@@ -11,7 +11,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from typing import IO, NamedTuple
 
 from infocluster.errors import UnavailableError, reason
 
@@ -73,7 +74,7 @@ def run(
         raise UnavailableError(f"cannot run {program}: {reason(error)}") from error
     with process:
         try:
-            output, errors = _said(process, content, end, is_stopped)
+            output, errors = _said(process, content, end, is_stopped, output_limit_bytes)
         except subprocess.TimeoutExpired:
             why = f"not done after {timeout_s:g} s" if time.monotonic() >= end else "it was stopped"
             # What it says now is not waited for: whoever has its outputs from it may be in no hurry to close them.
@@ -82,22 +83,57 @@ def run(
         except BaseException:
             kill_group(process.pid)
             raise
-    return Outcome(process.returncode, output[:output_limit_bytes], errors[:output_limit_bytes])
+    return Outcome(process.returncode, output, errors)
 
 
 def _said(
-    process: subprocess.Popen[bytes], content: bytes | None, end: float, is_stopped: Callable[[], bool] | None
+    process: subprocess.Popen[bytes],
+    content: bytes,
+    end: float,
+    is_stopped: Callable[[], bool] | None,
+    limit_bytes: int,
 ) -> tuple[bytes, bytes]:
-    """Return what a program says to its end. Raises TimeoutExpired when it is no longer waited for."""
-    while True:
-        left_s = max(end - time.monotonic(), 0)
-        try:
-            return process.communicate(content, left_s if is_stopped is None else min(left_s, LOOK_S))
-        except subprocess.TimeoutExpired:
-            if is_stopped is None or is_stopped() or time.monotonic() >= end:
-                raise
-            # What is left to be written of it is remembered by the process.
-            content = None
+    """Return what a program says to its end, the first bytes of it. Raises TimeoutExpired: no longer waited for."""
+    if process.stdin is None or process.stdout is None or process.stderr is None:
+        raise ValueError("its streams are not ours")
+    untold = memoryview(content)
+    output, errors = bytearray(), bytearray()
+    with selectors.DefaultSelector() as select:
+        select.register(process.stdout, selectors.EVENT_READ, output)
+        select.register(process.stderr, selectors.EVENT_READ, errors)
+        os.set_blocking(process.stdin.fileno(), False)
+        select.register(process.stdin, selectors.EVENT_WRITE)
+        while select.get_map() or process.poll() is None:
+            left_s = end - time.monotonic()
+            if left_s <= 0 or (is_stopped is not None and is_stopped()):
+                raise subprocess.TimeoutExpired(process.args, left_s)
+            if not select.get_map():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(min(left_s, LOOK_S))
+                continue
+            for key, _ in select.select(left_s if is_stopped is None else min(left_s, LOOK_S)):
+                if key.fileobj is process.stdin:
+                    untold = _told(process.stdin, untold)
+                    if not untold:
+                        select.unregister(process.stdin)
+                        process.stdin.close()
+                    continue
+                chunk = os.read(key.fd, CHUNK_BYTES)
+                if not chunk:
+                    select.unregister(key.fileobj)
+                # What is over the limit is read all the same: a program that nobody reads does not end.
+                key.data.extend(chunk[: limit_bytes - len(key.data)])
+    return bytes(output), bytes(errors)
+
+
+def _told(stream: IO[bytes], content: memoryview) -> memoryview:
+    """Write what a program takes now and return the rest, nothing where it reads no more."""
+    try:
+        return content[os.write(stream.fileno(), content[:CHUNK_BYTES]) :]
+    except BlockingIOError:
+        return content
+    except BrokenPipeError:
+        return content[:0]
 
 
 class Peer:

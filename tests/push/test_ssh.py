@@ -13,7 +13,8 @@ import pytest
 
 import sshd
 from infocluster.errors import ConfigError, UnavailableError
-from infocluster.push import ssh
+from infocluster.processes import Conversation
+from infocluster.push import mux, ssh
 from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
 
@@ -168,3 +169,61 @@ def test_program_that_takes_too_long_is_ended(cluster):
 def test_status_of_the_program_is_told(cluster):
     outcome = ssh.run(server(), ["sh", "-c", "echo out; echo err >&2; exit 3"], order(cluster.settings()))
     assert (outcome.status, outcome.output, outcome.errors) == (3, b"out\n", b"err\n")
+
+
+def children():
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        with suppress(OSError):
+            found |= set(Path(f"/proc/self/task/{task}/children").read_text().split())
+    return found
+
+
+def test_open_connection_is_used_without_a_client(cluster):
+    settings = cluster.settings()
+    said(cluster, "true")
+    before = children()
+    with ssh.conversation(server(), settings, "cat; echo err >&2; exit 7") as talk:
+        assert children() == before
+        content = b"line\n" * 100_000
+        talk.tell(content, is_last=True)
+        heard = [talk.heard(10) for _ in range(100_000)]
+        assert set(heard) == {b"line"}
+        with pytest.raises(UnavailableError, match="ended"):
+            talk.heard(10)
+        assert talk.end(10) == 7
+        assert talk.errors == "err"
+    assert logins(cluster) == 1
+
+
+def test_session_that_is_given_up_ends_over_there(cluster):
+    said(cluster, "true")
+    mark = cluster.root / "ended"
+    with ssh.conversation(server(), cluster.settings(), f"cat >/dev/null; touch {mark}; sleep 100") as talk:
+        assert talk.heard(0.1) is None
+    for _ in range(100):
+        if mark.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the program over there does not know that nobody is there")
+
+
+def test_session_whose_connection_breaks_is_lost(cluster):
+    said(cluster, "true")
+    with ssh.conversation(server(), cluster.settings(), "echo $PPID; sleep 100") as talk:
+        os.kill(int(talk.heard(10) or 0), signal.SIGKILL)
+        with pytest.raises(UnavailableError):
+            talk.heard(10)
+        assert talk.end(10) == mux.LOST
+
+
+def test_socket_where_nobody_answers_is_no_session(cluster, tmp_path):
+    assert mux.session(str(tmp_path / "none"), "true") is None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf:
+        deaf.bind(str(tmp_path / "deaf"))
+        assert mux.session(str(tmp_path / "deaf"), "true") is None
+        deaf.listen()
+        session = mux.session(str(tmp_path / "deaf"), "true")
+        assert session is not None
+        with Conversation(session, 1000) as talk:
+            assert talk.heard(0.1) is None
