@@ -169,6 +169,26 @@ class Normal:
                 raise BadInputError(f"cannot read {path}: {error}") from error
         return found
 
+    def take_out(self, name: str, path: str) -> bool:
+        """Move an element that we locked out of the queue, to a path on the same file system.
+
+        Returns:
+            False where it is not locked, or its lock is not the one that we took: the element stays then.
+
+        Raises:
+            UnavailableError: the file system refuses.
+        """
+        is_ours = self._is_ours(name)
+        self._held.pop(name, None)
+        if not is_ours:
+            return False
+        try:
+            os.rename(f"{self.path}/{name}", path)
+            _is_gone(f"{path}/{LOCKED}")
+            return True
+        except OSError as error:
+            raise UnavailableError(f"cannot move {self.path}/{name} to {path}: {reason(error)}") from error
+
     def remove(self, name: str) -> bool:
         """Remove an element that we locked, for good.
 

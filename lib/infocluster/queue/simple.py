@@ -272,6 +272,26 @@ class Simple:
         """Return the path of an element that is locked, for a program that reads files."""
         return f"{self.path}/{name}{LOCK}"
 
+    def take_out(self, name: str, path: str) -> bool:
+        """Move an element that we locked out of the queue, to a path on the same file system.
+
+        Returns:
+            False where it is not locked, or its lock is not the one that we took: the element stays then.
+
+        Raises:
+            UnavailableError: the file system refuses.
+        """
+        try:
+            if not self._is_ours(name):
+                return False
+            posix.rename(f"{self.path}/{name}", path)
+            _gone(self.location(name))
+            return True
+        except OSError as error:
+            raise UnavailableError(f"cannot move {self.path}/{name} to {path}: {reason(error)}") from error
+        finally:
+            self._held.pop(name, None)
+
     def remove(self, name: str) -> bool:
         """Remove an element that we locked, for good.
 
