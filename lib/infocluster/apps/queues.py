@@ -53,6 +53,7 @@ def work(run: Run) -> str:
 
     Raises:
         UsageError: there is no such action, or it lacks its arguments.
+        UnavailableError: there is no such queue, or it cannot be used.
     """
     action = str(run.arguments["action"])
     rest = run.arguments["argument"]
