@@ -163,9 +163,12 @@ def _made(loader: "jinja2.BaseLoader") -> "jinja2.Environment":
 
 
 def _carried(value: Any) -> Any:
-    """Return a value that is about to be printed without what no page may carry; escaping comes after this."""
+    """Return a value that is about to be printed without what no page may carry; escaping comes after this.
+
+    Ends of lines stay: what a person typed into several lines is shown so again.
+    """
     if isinstance(value, str) and not hasattr(value, "__html__"):
-        return names.visible(str(value))
+        return "\n".join(names.visible(line) for line in str(value).split("\n"))
     return value
 
 

@@ -94,3 +94,27 @@ def test_program_sweeps_what_the_marks_cover_and_reports_what_it_cannot_read(sit
     assert "torn.json" in done.stderr
     assert not old.exists()
     assert len(os.listdir(gather / "survey")) == 1
+
+
+def test_entry_and_what_came_with_records_go_with_their_record(tmp_path: Path) -> None:
+    entry = tmp_path / "form/0a.json"
+    entry.parent.mkdir()
+    entry.write_bytes(b'{"id":"0a","time":0,"picture":[{"file":"0a-picture-0.png"}]}\n')
+    (tmp_path / "form.files").mkdir()
+    named, orphan, new = (tmp_path / "form.files" / name for name in ("0a-picture-0.png", ".~upload.1", "0b-x.png"))
+    for path in (named, orphan, new, entry):
+        path.write_bytes(path.read_bytes() if path == entry else b"x")
+        os.utime(path, (0, 0))
+    os.utime(new, (9 * DAY_S, 9 * DAY_S))
+    mark = marks.Mark("web1", "www", "form", "0a.json", "0a", entry.stat().st_size)
+    said: list[str] = []
+
+    def sweep_with(read: list[marks.Mark]) -> None:
+        sweep.sweep(str(tmp_path), "form", read, 7, 9 * DAY_S, 1, said.append, said.append)
+
+    sweep_with([])
+    assert said == ["drop form.files/.~upload.1"]
+    assert named.exists() and entry.exists()
+    sweep_with([mark])
+    assert said[1:] == ["drop form/0a.json", "drop form.files/0a-picture-0.png"]
+    assert os.listdir(tmp_path / "form.files") == ["0b-x.png"]

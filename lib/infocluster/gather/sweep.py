@@ -4,6 +4,10 @@
 A segment goes when its day has ended more than `keep_days` ago and a mark covers all of it; a last line without
 its end was torn by a crash, was never acknowledged, and keeps nothing. It is looked at and unlinked under the
 application's lock, so no writer can add to it in between.
+
+An entry, one record a file, ``<app>/<id>.json``, goes in the same way, its day being that of the file's time. What
+came with records, in ``<app>.files/``, goes when no record names it any more and it is older than a day; so do
+writes there that were not finished.
 """
 
 import calendar
@@ -48,11 +52,14 @@ def sweep(
     top = f"{directory}/{app}"
     dropped = 0
     try:
-        segments = sorted(name for name in os.listdir(top) if name.endswith(".jsonl"))
+        segments = sorted(name for name in os.listdir(top) if name.endswith((".jsonl", ".json")))
     except FileNotFoundError:
         return 0
     for segment in segments:
-        ended = _end_of_day(segment)
+        try:
+            ended = _end_of_day(segment) if segment.endswith(".jsonl") else os.stat(f"{top}/{segment}").st_mtime
+        except FileNotFoundError:
+            continue
         if ended is None or now < ended + keep_days * DAY_S:
             continue
         try:
@@ -65,7 +72,30 @@ def sweep(
             fault(f"cannot drop {top}/{segment}: {reason(error)}")
         except InfoclusterError as error:
             fault(str(error))
+    _sweep_files(top, now, say, fault)
     return dropped
+
+
+def _sweep_files(top: str, now: float, say: Callable[[str], None], fault: Callable[[str], None]) -> None:
+    """Unlink what came with records that are dropped, or with none."""
+    directory = top + ".files"
+    try:
+        old = [one.name for one in os.scandir(directory) if one.stat(follow_symlinks=False).st_mtime < now - DAY_S]
+        # Looked for in the text of what is left: a name holds a record's id, which stands nowhere else.
+        left = [_text(f"{top}/{name}") for name in os.listdir(top)] if old else []
+        for name in sorted(old):
+            if not any(name.encode() in text for text in left):
+                os.unlink(f"{directory}/{name}")
+                say(f"drop {os.path.basename(directory)}/{name}")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        fault(f"cannot sweep {directory}: {reason(error)}")
+
+
+def _text(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _is_covered(path: str, segment: str, covered: dict[tuple[str, str], int]) -> bool:

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A form's answers on the batch host: one database a form, with how far each server was read in the same transaction.
+
+Shape: ``STATE_DIR/forms/NAME/answers.sqlite``: table ``answers``: ``id, time, day, server, segment, record, state,
+    letter``; ``record`` is what form.cgi gathered, as JSON; ``state`` is ``new``, ``shown`` or ``hidden``; ``letter``
+    is the key of the letter it went into, "" before. ``erased`` has the ids that must never come back; ``letters``
+    the keys of letters that are queued; ``dirty`` the days whose results have to be written again; ``placed`` what is
+    published. Files that people sent are beside it, in ``files/``.
+
+Source: SQLite, "PRAGMA secure_delete" (what is deleted is overwritten).
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from infocluster import files
+from infocluster.config import Settings
+from infocluster.errors import UnavailableError, UsageError, reason
+from infocluster.gather import cursor
+
+DIRECTORY_MODE = 0o750
+FILE_MODE = 0o640
+NEW, SHOWN, HIDDEN = "new", "shown", "hidden"
+ID_LEAST = 8
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    id TEXT PRIMARY KEY, time REAL NOT NULL, day TEXT NOT NULL, server TEXT NOT NULL, segment TEXT NOT NULL,
+    record TEXT NOT NULL, state TEXT NOT NULL, letter TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS answers_by_time ON answers (time);
+CREATE TABLE IF NOT EXISTS erased (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS letters (key TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dirty (day TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS placed (name TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+class Answer(NamedTuple):
+    """One answer, as the database has it."""
+
+    id: str
+    time: float
+    day: str
+    server: str
+    segment: str
+    record: dict[str, Any]
+    state: str
+    letter: str
+
+
+class Book:
+    """An open database of answers; made by `opened`.
+
+    Attributes:
+        cursor: positions and transactions.
+        top: the form's directory.
+    """
+
+    def __init__(self, position: cursor.Cursor, top: str) -> None:
+        self.cursor = position
+        self.db = position.db
+        self.top = top
+
+    @property
+    def files_dir(self) -> str:
+        """Return where the files that people sent are."""
+        return self.top + "/files"
+
+    def take(self, db: sqlite3.Connection, server: str, segment: str, records: Iterable[dict[str, Any]]) -> int:
+        """Add records, inside a transaction, and return how many are new; one that is known or was erased is not."""
+        added = 0
+        for record in records:
+            day = datetime.fromtimestamp(record["time"], UTC).date().isoformat()
+            if db.execute("SELECT 1 FROM erased WHERE id = ?", (record["id"],)).fetchone():
+                continue
+            text = json.dumps(record, ensure_ascii=False)
+            row = (record["id"], record["time"], day, server, segment, text, NEW, "")
+            found = db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row).rowcount
+            if found:
+                added += 1
+                db.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (day,))
+        return added
+
+    def answers(self, where: str = "1", values: Iterable[Any] = ()) -> list[Answer]:
+        """Return answers in order of their time; `where` is SQL of ours."""
+        rows = self.db.execute(
+            "SELECT id, time, day, server, segment, record, state, letter FROM answers "  # noqa: S608 - see above
+            f"WHERE {where} ORDER BY time, id",
+            tuple(values),
+        )
+        return [Answer._make((*row[:5], json.loads(row[5]), *row[6:])) for row in rows]
+
+    def found(self, start: str) -> Answer | None:
+        """Return the one answer whose id begins so, or None.
+
+        Raises:
+            UsageError: the beginning is too short, or there are several.
+        """
+        if len(start) < ID_LEAST or not set(start) <= set("0123456789abcdef"):
+            raise UsageError(
+                f"cannot look for {start[:40]!r}: expected {ID_LEAST} or more characters of an answer's id"
+            )
+        found = self.answers("substr(id, 1, ?) = ?", (len(start), start))
+        if len(found) > 1:
+            raise UsageError(f"cannot tell which answer {start} is: there are {len(found)}; give more of its id")
+        return found[0] if found else None
+
+    def mark(self, answer: Answer, state: str) -> None:
+        """Remember what a person decided of an answer."""
+        with self.cursor.transaction() as db:
+            db.execute("UPDATE answers SET state = ? WHERE id = ?", (state, answer.id))
+            db.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (answer.day,))
+
+    def remove(self, gone: list[Answer], for_good: bool) -> None:
+        """Remove answers and their files.
+
+        Args:
+            gone: the answers.
+            for_good: whether they stay away when a server's segment is read once more.
+        """
+        with self.cursor.transaction() as db:
+            for answer in gone:
+                db.execute("DELETE FROM answers WHERE id = ?", (answer.id,))
+                db.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (answer.day,))
+                if for_good:
+                    db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (answer.id,))
+        for answer in gone:
+            for told in sent_files(answer.record):
+                remove_file(f"{self.files_dir}/{told['file']}")
+
+    def days(self) -> list[str]:
+        """Return the days whose results have to be written again."""
+        return [day for (day,) in self.db.execute("SELECT day FROM dirty ORDER BY day")]
+
+    def unmailed(self) -> list[tuple[str, list[Answer]]]:
+        """Return letters to write: what is new gets the key of one; what an interrupted run gave a key keeps it."""
+        with self.cursor.transaction() as db:
+            ids = [one for (one,) in db.execute("SELECT id FROM answers WHERE letter = '' ORDER BY id")]
+            if ids:
+                key = hashlib.sha256("/".join(ids).encode()).hexdigest()[:32]
+                db.executemany("UPDATE answers SET letter = ? WHERE id = ?", [(key, one) for one in ids])
+        keys = self.db.execute(
+            "SELECT DISTINCT letter FROM answers WHERE letter != '' AND letter NOT IN (SELECT key FROM letters)"
+        ).fetchall()
+        return [(key, self.answers("letter = ?", (key,))) for (key,) in keys]
+
+    def mailed(self, key: str) -> None:
+        """Remember that a letter is queued."""
+        with self.cursor.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO letters VALUES (?)", (key,))
+
+
+@contextmanager
+def opened(name: str, settings: Settings) -> Iterator[Book]:
+    """Open the database of a form, made if missing, and close it at the end.
+
+    Raises:
+        UnavailableError: it cannot be opened.
+    """
+    top = f"{settings['site']['state_dir']}/forms/{name}"
+    try:
+        for directory in (os.path.dirname(top), top, top + "/files"):
+            files.make_directories(directory, DIRECTORY_MODE)
+    except OSError as error:
+        raise UnavailableError(f"cannot make {top}: {reason(error)}") from error
+    with cursor.opened(top + "/answers.sqlite", SCHEMA) as position:
+        position.db.execute("PRAGMA secure_delete = ON")
+        os.chmod(top + "/answers.sqlite", FILE_MODE)
+        yield Book(position, top)
+
+
+def sent_files(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a record says of the files that came with it."""
+    return [
+        told
+        for value in record.values()
+        if isinstance(value, list)
+        for told in value
+        if isinstance(told, dict) and isinstance(told.get("file"), str)
+    ]
+
+
+def remove_file(path: str) -> bool:
+    """Remove a file; return whether it was there.
+
+    Raises:
+        UnavailableError: it cannot be removed.
+    """
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UnavailableError(f"cannot remove {path}: {reason(error)}") from error
+    return True

@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forms, the night's side: read every server's answers, keep them, write what comes of them, publish, mail.
+
+The life of an answer, for each form:
+
+1. look at ``<gather_dir>/*/<host>/form-NAME`` for what is new; copy the files that came with it, held against their
+   digest;
+2. commit answers and positions in one transaction: an answer counts once, by its id, however often it was sent;
+3. forget what is older than the form's retention;
+4. write the results of each day that changed, and the summary;
+5. publish what may be shown, the page of thanks, and the read marks;
+6. queue one letter with what was not mailed yet, and deliver it.
+
+Steps 3 to 6 start from what the database says is still to be done: a night that was killed is finished by the next.
+"""
+
+import glob
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from infocluster import files, letters, names
+from infocluster.apps import forms, forms_book, forms_declared, forms_results
+from infocluster.apps.forms_book import HIDDEN, SHOWN, Answer, Book
+from infocluster.config import Settings
+from infocluster.cron.command import Run
+from infocluster.errors import ConfigError, InfoclusterError, UnavailableError, UsageError, reason
+from infocluster.gather import collect, marks
+from infocluster.gather.collect import Part
+from infocluster.publish import place
+from infocluster.push import servers
+
+DAY_S = 86400.0
+SUMMARY = "summary.html"
+_decoder = msgspec.json.Decoder(dict[str, Any])
+
+Form = dict[str, Any]
+
+
+def work(run: Run) -> str:
+    """Do what the arguments ask for, and return the summary.
+
+    Raises:
+        UsageError: two things are asked for at once, or an answer or a form that is not there.
+    """
+    asked = run.arguments
+    chosen = [name for name in ("soon", "render", "waiting", "publish", "hide", "erase") if asked[name]]
+    if len(chosen) > 1:
+        raise UsageError(f"cannot do -{' and -'.join(chosen)} at once")
+    declared = _declared(run, asked["form"])
+    if asked["render"]:
+        return _render(run, declared)
+    if asked["waiting"]:
+        return _waiting(run, declared)
+    if asked["publish"] or asked["hide"]:
+        return _decide(run, declared, str(asked["publish"] or asked["hide"]), SHOWN if asked["publish"] else HIDDEN)
+    if asked["erase"]:
+        return _erase(run, declared, str(asked["erase"]))
+    if asked["soon"]:
+        declared = [form for form in declared if form["answers"]["mail"] == "soon"]
+    return _night(run, declared)
+
+
+def _declared(run: Run, wanted: Any) -> list[Form]:
+    """Return the forms that are asked for, by default all; one that is declared wrong is reported and left out."""
+    known = forms_declared.all_names(run.settings)
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"cannot find the form {names.shown(name)}: there is {', '.join(known) or 'none'}")
+    result = []
+    for name in wanted or known:
+        try:
+            result.append(forms_declared.read(forms_declared.file_of(name, run.settings), run.settings))
+        except ConfigError as error:
+            run.fault(str(error))
+    return result
+
+
+def _each(run: Run, declared: list[Form], do: Callable[[Form, Book], int]) -> int:
+    """Do something for each form and return the sum of what came of it; one that fails never stops the others."""
+    total = 0
+    for form in declared:
+        try:
+            with forms_book.opened(form["name"], run.settings) as book:
+                total += do(form, book)
+        except InfoclusterError as error:
+            run.fault(f"form {form['name']}: {error}")
+    return total
+
+
+def _night(run: Run, declared: list[Form]) -> str:
+    def one(form: Form, book: Book) -> int:
+        new = _take_in(run, form, book)
+        _forget_old(run, form, book)
+        _write(run, form, book)
+        _mail(run, form, book)
+        return new
+
+    new = _each(run, declared, one)
+    _deliver(run)
+    count = len(declared)
+    return f"{new} new answer{'s' * (new != 1)} to {count} form{'s' * (count != 1)}"
+
+
+def _render(run: Run, declared: list[Form]) -> str:
+    """Compile every declaration, and publish the pages of thanks and of what may be shown."""
+    compiled = forms_declared.compile_forms(run.settings)
+
+    def one(form: Form, book: Book) -> int:
+        _write(run, form, book, also_if_same=True)
+        return 1
+
+    _each(run, declared, one)
+    count, where = len(compiled), run.settings["forms"]["directory"]
+    return f"{count} form{'s' * (count != 1)} compiled; to be pushed: {where}"
+
+
+def _take_in(run: Run, form: Form, book: Book) -> int:
+    """Read what is new on all servers and commit it with how far it was read; return how many answers are new."""
+    settings, app = run.settings, forms.app_of(form["name"])
+    gather = settings["gather"]
+    expected = tuple(server.name for server in servers.of_kind(settings, "web")) if settings["servers"] else ()
+    positions = book.cursor.positions(app, gather["host"])
+    source = collect.Source(gather["gather_dir"], app, gather["host"], expected)
+    found = collect.look(source, positions)
+    parts = [(source, part) for part in found.parts]
+    seen = set(found.seen)
+    if form["answers"]["store"] == "entries":
+        entries = collect.Source(gather["gather_dir"], app, gather["host"], (), "entries")
+        more = collect.look(entries, positions)
+        # A segment of before, when the form was stored as segments, is no entry.
+        parts += [(entries, part) for part in more.parts if part.segment.endswith(".json")]
+        seen |= {key for key in more.seen if key[1].endswith(".json")}
+        found.faults.extend(fault for fault in more.faults if fault not in found.faults)
+    for fault in found.faults:
+        run.fault(f"form {form['name']}: {fault}")
+    new = 0
+    for source_of, part in parts:
+        try:
+            new += _take_part(run, form, book, source_of, part)
+        except OSError as error:
+            run.fault(f"form {form['name']}: cannot read {part.path}: {reason(error)}")
+    reached = book.cursor.positions(app, gather["host"])
+    told = [reached[key] for key in sorted(seen) if key in reached]
+    place.publish(gather["marks"], {f"{app}.json": marks.document(app, told, time.time())}, settings, say=run.say)
+    return new
+
+
+def _take_part(run: Run, form: Form, book: Book, source: collect.Source, part: Part) -> int:
+    records, bad = [], 0
+    for line, _ in collect.records(collect.content(part), source):
+        record = _record(line)
+        if record is None:
+            bad += 1
+            continue
+        for told in forms_book.sent_files(record):
+            fault = _copied(run.settings, form, book, part.server, told)
+            if fault:
+                run.fault(f"form {form['name']}: {fault}")
+        records.append(record)
+    if bad:
+        run.fault(f"form {form['name']}: cannot use {bad} line{'s' * (bad > 1)} of {part.path}: no record of ours")
+    reached = part.position()
+    with book.cursor.transaction() as db:
+        new = book.take(db, part.server, part.segment, records)
+        book.cursor.advance(reached)
+    return new
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = _decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    when, name = record.get("time"), record.get("id")
+    is_ours = isinstance(name, str) and len(name) == 32 and set(name) <= set("0123456789abcdef")
+    # Years that a calendar has: 1970 to 9999.
+    return record if is_ours and isinstance(when, int | float) and 0 <= when < 253402300800 else None
+
+
+def _copied(settings: Settings, form: Form, book: Book, server: str, told: dict[str, Any]) -> str:
+    """Copy a file of an answer, if it is the one that the record tells of; return what is wrong, or ""."""
+    name = told["file"]
+    try:
+        is_plain = names.tree_path(name) == name and "/" not in name and not files.is_temporary(name)
+    except InfoclusterError:
+        is_plain = False
+    if not is_plain:
+        return f"cannot take a file called {names.shown(name)}"
+    target = f"{book.files_dir}/{name}"
+    if os.path.exists(target):
+        return ""
+    gather = settings["gather"]
+    path = f"{gather['gather_dir']}/{server}/{gather['host']}/{forms.app_of(form['name'])}.files/{name}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            content = file.read(form["limits"]["upload_kb"] * 1024 + 1)
+        if hashlib.sha256(content).hexdigest() != told.get("sha256"):
+            return f"cannot take {path}: it is not what was sent"
+        files.replace(target, content, forms_book.FILE_MODE)
+    except OSError as error:
+        return f"cannot copy {path}: {reason(error)}"
+    return ""
+
+
+def _forget_old(run: Run, form: Form, book: Book) -> None:
+    days = form["answers"]["retention_days"]
+    old = book.answers("time < ?", (time.time() - days * DAY_S,))
+    if old:
+        # Not for good: segments that old were swept long ago, and ids of everybody are not kept for ever.
+        book.remove(old, for_good=False)
+        run.say(f"form {form['name']}: {len(old)} answer{'s' * (len(old) != 1)} older than {days} days removed")
+
+
+def _write(run: Run, form: Form, book: Book, also_if_same: bool = False) -> None:
+    """Write the results of the days that changed, and publish; the days are forgotten when all of it is done."""
+    days = book.days()
+    for day in days:
+        answers = book.answers("day = ?", (day,))
+        for ending, made in (("csv", forms_results.table), ("json", forms_results.document)):
+            file = f"{book.top}/{day}.{ending}"
+            if answers:
+                _put(file, made(form, answers))
+            else:
+                forms_book.remove_file(file)
+    is_first = not os.path.exists(f"{book.top}/{SUMMARY}")
+    if days or is_first:
+        _put(f"{book.top}/{SUMMARY}", forms_results.summary(form, book.answers(), run.settings))
+    if days or is_first or also_if_same:
+        _publish(run, form, book)
+        with book.cursor.transaction() as db:
+            db.executemany("DELETE FROM dirty WHERE day = ?", [(day,) for day in days])
+
+
+def _put(file: str, content: bytes) -> None:
+    try:
+        files.replace(file, content, forms_book.FILE_MODE)
+    except OSError as error:
+        raise UnavailableError(f"cannot write {file}: {reason(error)}") from error
+
+
+def _publish(run: Run, form: Form, book: Book) -> None:
+    """Publish the thanks and what may be shown; what was published and may not be shown any more is removed."""
+    contents = {forms.THANKS: form["thanks_page"]}
+    if form["answers"]["publish"]:
+        where = "state = 'shown'" if form["answers"]["moderate"] else "state != 'hidden'"
+        contents |= forms_results.published(form, book.answers(where), run.settings, book.files_dir)
+    before = {name for (name,) in book.db.execute("SELECT name FROM placed")}
+    with book.cursor.transaction() as db:
+        # Before it is done: a name that is remembered and not there is no harm, one that is forgotten stays for ever.
+        db.executemany("INSERT OR IGNORE INTO placed VALUES (?)", [(name,) for name in contents])
+    gone = sorted(before - set(contents))
+    place.publish(f"{run.settings['forms']['directory']}/{form['name']}", contents, run.settings, run.say, gone)
+    with book.cursor.transaction() as db:
+        db.executemany("DELETE FROM placed WHERE name = ?", [(name,) for name in gone])
+
+
+def _mail(run: Run, form: Form, book: Book) -> None:
+    if form["answers"]["mail"] == "never":
+        return
+    for key, answers in book.unmailed():
+        letter = forms_results.letter(form, key, answers, run.settings, book.files_dir)
+        letters.queue(run.settings["site"]["state_dir"], letter)
+        book.mailed(key)
+
+
+def _deliver(run: Run) -> None:
+    try:
+        done = letters.deliver(run.settings["site"]["state_dir"], run.settings["mail"])
+    except InfoclusterError as error:
+        run.fault(str(error))
+        return
+    for line in done.sent:
+        run.say(line)
+    for fault in (*done.waiting, *done.refused, *done.partly):
+        run.fault(fault)
+
+
+def _waiting(run: Run, declared: list[Form]) -> str:
+    """Show what waits for a person's word."""
+
+    def one(form: Form, book: Book) -> int:
+        if not (form["answers"]["publish"] and form["answers"]["moderate"]):
+            return 0
+        answers = book.answers("state = 'new'")
+        for answer in answers:
+            shown = [
+                forms_results.text_of(answer.record.get(f["name"], "")) for f in form["fields"] if f["published"]
+            ]
+            said = " | ".join(text.replace("\n", " / ") for text in shown if text)
+            run.say(f"{answer.id} {form['name']} {forms_results.moment(answer.time)} {said}")
+        return len(answers)
+
+    count = _each(run, declared, one)
+    return f"{count} answer{'s' * (count != 1)} waiting; forms-nightly -publish ID, or -hide ID"
+
+
+def _decide(run: Run, declared: list[Form], start: str, state: str) -> str:
+    """Mark one answer, and publish what follows from it."""
+    done: list[str] = []
+
+    def one(form: Form, book: Book) -> int:
+        answer = book.found(start)
+        if answer is None:
+            return 0
+        if not form["answers"]["publish"]:
+            raise UsageError(f"cannot publish {answer.id}: the form {form['name']} publishes nothing")
+        book.mark(answer, state)
+        _write(run, form, book)
+        done.append(f"{answer.id} of {form['name']}: {state}")
+        return 1
+
+    _each(run, declared, one)
+    if not done and not run.faults:
+        raise UsageError(f"cannot find the answer {names.shown(start)}: there is none whose id begins so")
+    return f"{'; '.join(done)}; to be pushed: {run.settings['forms']['directory']}" if done else ""
+
+
+def _erase(run: Run, declared: list[Form], asked: str) -> str:
+    """Remove every answer that has a value in a field, everywhere it is derived, and say what remains where."""
+    field_name, equals, value = asked.partition("=")
+    if not (equals and field_name and value.strip()):
+        raise UsageError(f"cannot erase {names.shown(asked)}: expected FIELD=VALUE")
+    wanted = value.strip().casefold()
+
+    def one(form: Form, book: Book) -> int:
+        if field_name not in {field["name"] for field in form["fields"]}:
+            return 0
+        # First what nobody has read yet: it would come back tonight.
+        _take_in(run, form, book)
+        gone = [answer for answer in book.answers() if _has(answer, field_name, wanted)]
+        _take_back_letters(run, book, {answer.letter for answer in gone} - {""})
+        book.remove(gone, for_good=True)
+        _write(run, form, book)
+        for line in _remaining(run.settings, form, gone):
+            run.say(line)
+        return len(gone)
+
+    count = _each(run, declared, one)
+    return (
+        f"{count} answer{'s' * (count != 1)} erased on this host; to be pushed: {run.settings['forms']['directory']}"
+        if count
+        else "no answer has that value"
+    )
+
+
+def _has(answer: Answer, field_name: str, wanted: str) -> bool:
+    value = answer.record.get(field_name)
+    if isinstance(value, list):
+        return any(isinstance(item, str) and item.casefold() == wanted for item in value)
+    return forms_results.text_of(value or "").casefold() == wanted
+
+
+def _take_back_letters(run: Run, book: Book, keys: set[str]) -> None:
+    """Take back letters that wait still; what else was in them will be in another one. Say which have gone."""
+    top = run.settings["site"]["state_dir"] + "/letters"
+    domain = run.settings["mail"]["from"].rpartition("@")[2].rstrip("> ")
+    for key in sorted(keys):
+        digest = hashlib.sha256(f"<{key}@{domain or 'localhost'}>".encode()).hexdigest()[:16]
+        waiting = [*glob.glob(f"{top}/*-{digest}.eml"), *glob.glob(f"{top}/refused/*-{digest}.eml")]
+        for file in waiting:
+            forms_book.remove_file(file)
+        if waiting:
+            with book.cursor.transaction() as db:
+                db.execute("UPDATE answers SET letter = '' WHERE letter = ?", (key,))
+                db.execute("DELETE FROM letters WHERE key = ?", (key,))
+        else:
+            run.say(f"a letter with it was sent: its Message-ID begins with <{key}@; nothing can take that back")
+
+
+def _remaining(settings: Settings, form: Form, gone: list[Answer]) -> list[str]:
+    """Return a line for each file on a server that still holds what was erased."""
+    gather, app = settings["gather"], forms.app_of(form["name"])
+    lines = []
+    for server, segment in sorted({(answer.server, answer.segment) for answer in gone}):
+        path = f"{gather['gather_dir']}/{server}/{gather['host']}/{app}/{segment}"
+        if os.path.exists(path):
+            days = gather["keep_days"]
+            lines.append(f"{server}: {app}/{segment} holds it until gather-sweep drops it, {days} days after its day")
+    for answer in gone:
+        for told in forms_book.sent_files(answer.record):
+            path = f"{gather['gather_dir']}/{answer.server}/{gather['host']}/{app}.files/{told['file']}"
+            if os.path.exists(path):
+                lines.append(f"{answer.server}: {app}.files/{told['file']} stays until gather-sweep drops it")
+    return lines

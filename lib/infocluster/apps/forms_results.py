@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is made of a form's answers: tables for people and programs, a summary with pictures, pages, letters.
+
+Shape: ``2026-11-22.csv`` and ``2026-11-22.json`` hold the answers of one day (UTC): ``id``, ``time``, ``state`` and
+    a column a field; several answers of one field are joined by ``"; "`` in CSV and are a list in JSON, files are
+    told by their names in ``files/``. No cell of the CSV is a formula to a spreadsheet: one that could be has a ``'``
+    before it.
+
+Source: RFC 4180 (CSV); OWASP, "CSV Injection"; RFC 8259.
+"""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.message import EmailMessage
+from typing import Any
+
+from infocluster import charts, files, letters, pages
+from infocluster.apps import forms_book
+from infocluster.apps.forms_book import Answer
+from infocluster.config import Settings
+from infocluster.report import plain
+from infocluster.report.findings import Finding, Table
+
+Form = dict[str, Any]
+
+ATTACHED_BYTES = 8 << 20
+"""The most that goes with one letter; what is more is named in it and stays in the files directory."""
+LETTER_ANSWERS = 200
+"""Answers that a letter shows one by one; all are in its CSV."""
+PAGE_ANSWERS = 500
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def moment(time_s: float) -> str:
+    """Return a time as people and programs read it: ``2026-11-22 23:10:05``, UTC."""
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def text_of(value: Any) -> str:
+    """Return one field's answer as one text."""
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, list):
+        return "; ".join(str(item.get("file", "")) if isinstance(item, dict) else str(item) for item in value)
+    return str(value)
+
+
+def table(form: Form, answers: Sequence[Answer]) -> bytes:
+    """Return answers as CSV in UTF-8, with its mark, without which a spreadsheet takes it for something else."""
+    out = io.StringIO(newline="")
+    rows = csv.writer(out)
+    rows.writerow(["id", "time", "state", *[field["name"] for field in form["fields"]]])
+    for answer in answers:
+        cells = [_cell(field, answer.record.get(field["name"], "")) for field in form["fields"]]
+        rows.writerow([answer.id, moment(answer.time), answer.state, *cells])
+    return out.getvalue().encode("utf-8-sig", "replace")
+
+
+def _cell(field: dict[str, Any], value: Any) -> str:
+    text = text_of(value)
+    is_number = field["kind"] == "number" and text.lstrip("+-").replace(".", "", 1).isdigit()
+    return "'" + text if text.startswith(_FORMULA) and not is_number else text
+
+
+def document(form: Form, answers: Sequence[Answer]) -> bytes:
+    """Return answers as JSON."""
+    listed = [
+        {
+            "id": answer.id,
+            "time": moment(answer.time),
+            "state": answer.state,
+            **{field["name"]: answer.record.get(field["name"], "") for field in form["fields"]},
+        }
+        for answer in answers
+    ]
+    text = json.dumps({"form": form["name"], "answers": listed}, ensure_ascii=False, indent=1)
+    return text.encode("utf-8", "replace") + b"\n"
+
+
+def summary(form: Form, answers: Sequence[Answer], settings: Settings) -> bytes:
+    """Return the page that shows what all answers come to, a picture a field."""
+    by_day = Counter(answer.day for answer in answers)
+    shown = []
+    if by_day:
+        picture = charts.days("Answers by day", [("Answers", sorted(by_day.items())[-charts.DAYS_LIMIT :])])
+        if _span(by_day) <= charts.DAYS_LIMIT:
+            shown.append({"title": "Answers by day", "picture": pages.picture(picture)})
+    for field in form["fields"]:
+        rows = _counts(field, [answer.record.get(field["name"], "") for answer in answers])
+        drawn = charts.bars(field["label"], rows, total=len(answers) or None, key=field["name"])
+        shown.append({"title": field["label"], "picture": pages.picture(drawn)})
+    return pages.fill(
+        "form_summary.html", {**_site(settings), "form": form, "count": len(answers), "cards": shown}
+    ).encode()
+
+
+def _span(by_day: Counter[str]) -> int:
+    first, last = min(by_day), max(by_day)
+    return (datetime.fromisoformat(last) - datetime.fromisoformat(first)).days + 1
+
+
+def _counts(field: dict[str, Any], values: list[Any]) -> list[tuple[str, int]]:
+    """Return what is counted of a field: choices by name, numbers and days in steps, texts by presence."""
+    kind = field["kind"]
+    if kind == "choice":
+        chosen = Counter(item for value in values for item in (value if isinstance(value, list) else [value]) if item)
+        return [(choice, chosen[choice]) for choice in field["choices"]]
+    if kind == "number":
+        numbers = [float(value) for value in values if value]
+        if numbers:
+            return _steps(numbers)
+    if kind == "date":
+        months = Counter(value[:7] for value in values if value)
+        if months:
+            return sorted(months.items())[-12:]
+    answered = sum(bool(value) for value in values)
+    yes, no = ("ticked", "not ticked") if kind == "checkbox" else ("answered", "left empty")
+    return [(yes, answered), (no, len(values) - answered)]
+
+
+def _steps(numbers: list[float]) -> list[tuple[str, int]]:
+    found = Counter(numbers)
+    if len(found) <= 10:
+        return [(f"{number:g}", n) for number, n in sorted(found.items())]
+    low, high = min(numbers), max(numbers)
+    width = (high - low) / 10
+    steps = Counter(min(9, int((number - low) / width)) for number in numbers)
+    return [(f"{low + n * width:g} to {low + (n + 1) * width:g}", steps[n]) for n in range(10)]
+
+
+def published(form: Form, answers: Sequence[Answer], settings: Settings, files_dir: str) -> dict[str, bytes]:
+    """Return what is published: the page of what may be shown, newest first, behind the files it shows."""
+    contents: dict[str, bytes] = {}
+    shown = []
+    fields = [field for field in form["fields"] if field["published"]]
+    for answer in sorted(answers, key=lambda one: (one.time, one.id), reverse=True)[:PAGE_ANSWERS]:
+        parts = []
+        for field in fields:
+            value = answer.record.get(field["name"], "")
+            if field["kind"] != "file":
+                parts.append({"label": field["label"], "text": text_of(value), "files": []})
+                continue
+            linked = []
+            for told in value or ():
+                try:
+                    contents[told["file"]] = files.read(f"{files_dir}/{told['file']}")
+                except FileNotFoundError:  # it never came from its server; that was reported then
+                    continue
+                linked.append({"file": told["file"], "is_image": told["type"].startswith("image/")})
+            parts.append({"label": field["label"], "text": "", "files": linked})
+        shown.append({"time": moment(answer.time)[:16], "parts": [p for p in parts if p["text"] or p["files"]]})
+    page = pages.fill("form_published.html", {**_site(settings), "form": form, "answers": shown})
+    contents["index.html"] = page.encode()
+    return contents
+
+
+def letter(form: Form, key: str, answers: Sequence[Answer], settings: Settings, files_dir: str) -> EmailMessage:
+    """Return the letter that brings answers to whoever the form names; the same answers make the same letter.
+
+    Raises:
+        ConfigError: an address is none.
+    """
+    site, time_s = settings["site"], max(answer.time for answer in answers)
+    attached, left = _attached(form, answers, files_dir)
+    lines = [f"{len(answers)} answer{'s' * (len(answers) != 1)} to the form {form['name']}."]
+    if len(answers) > LETTER_ANSWERS:
+        lines.append(f"The first {LETTER_ANSWERS} follow; all are in the table that is attached.")
+    if left:
+        lines.append(f"Not attached, since they are too large together: {', '.join(left)}. They are in {files_dir}.")
+    if form["answers"]["publish"] and form["answers"]["moderate"]:
+        lines.append("None of them is published before you say so: forms-nightly -publish ID.")
+    tables = [
+        Table(
+            title=f"{moment(answer.time)}, {answer.id}",
+            head=["field", "answer"],
+            rows=[
+                [field["label"], _shown(answer.record.get(field["name"], ""))]
+                for field in form["fields"]
+                if answer.record.get(field["name"])
+            ],
+        )
+        for answer in answers[:LETTER_ANSWERS]
+    ]
+    finding = Finding(job="forms-nightly", time=time_s, title=form["title"], lines=lines, tables=tables)
+    about = f"{site['name']}: {form['title']}: {len(answers)} answer{'s' * (len(answers) != 1)}"
+    html = pages.fill(
+        "mail.html",
+        {
+            "subject": about,
+            "site": site["name"],
+            "url": site["url"],
+            "faults": [],
+            "findings": [
+                {
+                    "title": form["title"],
+                    "job": "forms-nightly",
+                    "time": moment(time_s),
+                    "lines": lines,
+                    "links": [],
+                    "tables": [
+                        {"title": one.title, "head": one.head, "rows": one.rows, "numeric": [False, False]}
+                        for one in tables
+                    ],
+                }
+            ],
+        },
+    )
+    text = _text(about, finding)
+    return letters.compose(
+        settings["mail"]["from"], form["answers"]["to"], about, text, html, attached, time_s=time_s, key=key
+    )
+
+
+def _text(about: str, finding: Finding) -> str:
+    """Return the letter for a plain reader: whole texts, not cut to a column's width."""
+    lines = [about, "=" * plain.columns(about), "", *finding.lines]
+    for one in finding.tables:
+        lines += ["", one.title, "-" * plain.columns(one.title)]
+        for label, value in one.rows:
+            first, *more = str(value).split("\n")
+            lines += [f"{label}: {first}", *["    " + line for line in more]]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "; ".join(f"{told['name']} ({told['type']}, {told['bytes']:,} bytes)" for told in value)
+    return text_of(value)
+
+
+def _attached(form: Form, answers: Sequence[Answer], files_dir: str) -> tuple[list[letters.Attachment], list[str]]:
+    attached = [letters.Attachment(f"{form['name']}.csv", "text/csv", table(form, answers))]
+    left, room = [], ATTACHED_BYTES - len(attached[0].content)
+    for answer in answers:
+        for told in forms_book.sent_files(answer.record):
+            if told["bytes"] > room:
+                left.append(told["file"])
+                continue
+            try:
+                content = files.read(f"{files_dir}/{told['file']}")
+            except FileNotFoundError:
+                left.append(told["file"])
+                continue
+            room -= len(content)
+            attached.append(letters.Attachment(told["file"], told["type"], content))
+    return attached, left
+
+
+def _site(settings: Settings) -> dict[str, Any]:
+    site = settings["site"]
+    return {
+        "site": {"name": site["name"], "url": site["url"]},
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""forms-nightly as a process, fed by form.cgi as a process, mailed to a real server."""
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+import mailserver
+from cgi_bin import form_site
+from cgi_bin.form_site import BODIES, GUESTBOOK, declare, post, records, token
+from conftest import ROOT, Site
+
+PNG = (BODIES / "303-safari-multipart.body").read_bytes()
+
+
+@pytest.fixture
+def server() -> Iterator[mailserver.MailServer]:
+    with mailserver.running() as running:
+        yield running
+
+
+@pytest.fixture
+def book(site: Site, server: mailserver.MailServer) -> Site:
+    configure(site, server.port)
+    declare(site)
+    return site
+
+
+def configure(site: Site, port: int) -> None:
+    site.configure(
+        f'[site]\nname = "Example"\n[mail]\nsmtp_host = "127.0.0.1"\nsmtp_port = {port}\nfrom = "www@example.org"\n'
+    )
+
+
+def send(site: Site, server: str = "web1", **fields: str) -> None:
+    body = urlencode({"form_token": token(), "name": "Ann", "entry": "Hello", **fields}).encode()
+    assert post(site, body, server=server).status == 303
+
+
+def send_picture(site: Site, server: str = "web1") -> None:
+    variables, body = form_site.body_of(BODIES / "303-safari-multipart.body", token())
+    assert site.cgi("form.cgi", "POST", body, server, PATH_INFO="/guestbook", **variables).status == 303
+
+
+def night(site: Site, *arguments: str, status: int = 0) -> str:
+    done = site.batch("forms-nightly", *arguments)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def kept(site: Site) -> Path:
+    return site.state / "forms/guestbook"
+
+
+def rows(site: Site) -> list[dict[str, str]]:
+    texts = [path.read_text(encoding="utf-8-sig") for path in sorted(kept(site).glob("*.csv"))]
+    return [row for text in texts for row in csv.DictReader(io.StringIO(text))]
+
+
+def published(site: Site) -> str:
+    return (site.production / "world/forms/guestbook/index.html").read_text()
+
+
+def test_answers_of_all_servers_are_kept_published_when_marked_and_mailed_once(
+    book: Site, server: mailserver.MailServer
+) -> None:
+    send(book, "web1", name="Ann <b>", entry="=1+1", email="ann@example.org")
+    send_picture(book, "web2")
+    told = night(book)
+    assert "forms-nightly: 2 new answers to 1 form" in told
+    one, two = sorted(rows(book), key=lambda row: row["entry"])
+    assert (one["name"], one["entry"], one["email"], one["state"]) == ("Ann <b>", "'=1+1", "ann@example.org", "new")
+    listed = [json.loads(path.read_text()) for path in kept(book).glob("*.json")]
+    assert {answer["entry"] for day in listed for answer in day["answers"]} == {"=1+1", "one\ntwo"}
+    summary = (kept(book) / "summary.html").read_text()
+    assert summary.count("<svg") >= 5 and "2 answers are kept" in summary
+    ((to, letter),) = server.taken
+    assert to == ["www-mgmt@localhost"] and letter["Subject"] == "Example: Guest <b>book</b>: 2 answers"
+    plain, html = letter.get_body(("plain",)), letter.get_body(("html",))
+    assert plain and html
+    assert "Your entry: one\n    two" in plain.get_content().replace("\r\n", "\n")
+    assert re.search(r"<td[^>]*>Ann &lt;b&gt;</td>", html.get_content())
+    table, picture = letter.iter_attachments()
+    assert table.get_filename() == "guestbook.csv" and "'=1+1" in table.get_content()
+    assert picture.get_content_type() == "image/png" and picture.get_content() in PNG
+    # Nothing is published before a person says so.
+    assert "Nothing is here yet." in published(book)
+    assert one["id"] in night(book, "-waiting")
+    assert "world/forms" in night(book, "-publish", two["id"][:10])
+    assert "one\ntwo" in published(book) and "=1+1" not in published(book)
+    (image,) = re.findall(r'<img src="([^"]+)"', published(book))
+    assert (book.production / "world/forms/guestbook" / image).read_bytes() == picture.get_content()
+    night(book, "-hide", two["id"][:10])
+    assert "one\ntwo" not in published(book)
+    assert not (book.production / "world/forms/guestbook" / image).exists()
+    assert "0 new answers" in night(book) and len(server.taken) == 1
+    marks = json.loads((book.production / "gather/marks/form-guestbook.json").read_text())
+    assert {mark["server"] for mark in marks["marks"]} == {"web1", "web2"}
+
+
+def test_private_fields_are_not_published(book: Site) -> None:
+    declare(book, text=GUESTBOOK.replace("moderate = true", "moderate = false"))
+    send(book, email="ann@example.org", entry="<script>alert(1)</script>")
+    night(book)
+    page = published(book)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "ann@example.org" not in page
+
+
+def test_double_click_that_reached_two_servers_counts_once(book: Site) -> None:
+    body = urlencode({"form_token": token(), "name": "Ann", "entry": "x"}).encode()
+    for server in ("web1", "web1", "web2"):
+        assert post(book, body, server=server).status == 303
+    assert "1 new answer to" in night(book)
+    assert len(rows(book)) == 1
+
+
+def test_entries_are_read_too_and_segments_of_before(book: Site) -> None:
+    send(book, entry="as a segment")
+    declare(book, text=GUESTBOOK.replace("[answers]", '[answers]\nstore = "entries"'))
+    send(book, entry="as a file")
+    assert "2 new answers" in night(book)
+    assert {row["entry"] for row in rows(book)} == {"as a segment", "as a file"}
+    assert "0 new answers" in night(book)
+
+
+def test_line_that_is_no_record_is_counted_and_told_and_hides_nothing(book: Site) -> None:
+    send(book)
+    (segment,) = (book.gather() / "form-guestbook").glob("*.jsonl")
+    with segment.open("ab") as file:
+        file.write(b'{"id":"../x","time":1}\n[]\n\xff\n{"id":"' + b"a" * 32 + b'","time":"now"}\n{"torn":')
+    told = night(book, status=1)
+    assert "cannot use 4 lines" in told and len(rows(book)) == 1
+
+
+def test_upload_that_is_not_what_was_sent_is_told_and_not_kept(book: Site) -> None:
+    send_picture(book)
+    (upload,) = form_site.uploads(book)
+    upload.write_bytes(b"\x89PNG\r\n\x1a\nsomething else")
+    assert "is not what was sent" in night(book, status=1)
+    assert os.listdir(kept(book) / "files") == [] and len(rows(book)) == 1
+
+
+def test_mail_server_that_is_down_gets_the_letter_later_and_once(book: Site, server: mailserver.MailServer) -> None:
+    send(book)
+    with mailserver.refusing_port() as port:
+        configure(book, port)
+        assert "cannot reach the mail server" in night(book, status=1)
+    configure(book, server.port)
+    night(book)
+    night(book)
+    assert len(server.taken) == 1
+
+
+def test_what_is_erased_is_gone_everywhere_and_what_remains_is_said(
+    book: Site, server: mailserver.MailServer
+) -> None:
+    send(book, email="ann@example.org", entry="of ann")
+    send_picture(book)
+    with mailserver.refusing_port() as port:
+        configure(book, port)
+        night(book, status=1)
+        for answer in rows(book):
+            night(book, "-publish", answer["id"])
+        send(book, "web2", email="ANN@example.org", entry="of ann, not read yet")
+        told = night(book, "-erase", "email=Ann@example.org")
+    assert "2 answers erased on this host; to be pushed: world/forms" in told
+    day = next((book.gather() / "form-guestbook").glob("*.jsonl")).name
+    for name in ("web1", "web2"):
+        assert f"{name}: form-guestbook/{day} holds it until gather-sweep drops it" in told
+    found = [path for top in (book.state, book.production) for path in top.rglob("*") if path.is_file()]
+    assert len(found) > 4
+    for path in found:
+        assert b"of ann" not in path.read_bytes(), path
+    configure(book, server.port)
+    night(book)
+    ((_, letter),) = server.taken
+    assert "1 answer" in letter["Subject"]
+    assert len(rows(book)) == 1
+
+
+def test_what_is_older_than_the_retention_goes(book: Site) -> None:
+    send_picture(book)
+    night(book)
+    (record,) = records(book)
+    old = {**record, "id": "0" * 32, "time": time.time() - 400 * 86400, "picture": []}
+    with next((book.gather() / "form-guestbook").glob("*.jsonl")).open("a") as file:
+        file.write(json.dumps(old) + "\n")
+    told = night(book)
+    assert "1 answer older than 365 days removed" in told
+    assert [row["id"] for row in rows(book)] == [record["id"]]
+    declare(book, text=GUESTBOOK.replace("[answers]", "[answers]\nretention_days = 1"))
+    with (kept(book) / "answers.sqlite").open("rb") as file:
+        assert record["id"].encode() in file.read()
+
+
+def test_render_compiles_and_publishes_the_thanks(book: Site) -> None:
+    assert "1 form compiled" in night(book, "-render")
+    assert (book.root / "etc/forms/guestbook.toml.compiled").exists()
+    assert "Thank you." in (book.production / "world/forms/guestbook/thanks.html").read_text()
+
+
+def test_declaration_that_is_wrong_never_stops_the_others(book: Site) -> None:
+    declare(book, "broken", "title = 1\n")
+    send(book)
+    told = night(book, status=1)
+    assert "broken.toml:1: title" in told and len(rows(book)) == 1
+
+
+@pytest.mark.parametrize("arguments", [("-publish", "x"), ("-publish", "0" * 32), ("-erase", "email"), ("nosuch",)])
+def test_what_is_not_there_is_told(book: Site, arguments: tuple[str, ...]) -> None:
+    done = book.batch("forms-nightly", *arguments)
+    assert done.returncode in (1, 64) and done.stderr.startswith("forms-nightly: ")
+
+
+def test_only_forms_that_are_mailed_soon_are_done_soon(book: Site, server: mailserver.MailServer) -> None:
+    send(book)
+    assert "0 new answers to 0 forms" in night(book, "-soon")
+    declare(book, text=GUESTBOOK.replace('mail = "night"', 'mail = "soon"'))
+    night(book, "-soon")
+    assert len(server.taken) == 1
+
+
+@pytest.mark.slow
+def test_night_that_is_killed_anywhere_is_finished_by_the_next(book: Site, server: mailserver.MailServer) -> None:
+    """Kill nights at growing times, while answers come; at the end each is kept, published and mailed once."""
+    declare(book, text=GUESTBOOK.replace("moderate = true", "moderate = false"))
+    sent = 0
+    for turn in range(25):
+        send_picture(book, f"web{turn % 3 + 1}")
+        sent += 1
+        command = [sys.executable, str(ROOT / "batch/forms-nightly")]
+        with subprocess.Popen(command, env=book.environment(), stdout=-3, stderr=-3) as process:
+            try:
+                process.wait(0.1 + 0.04 * turn)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+    night(book)
+    assert len(rows(book)) == sent
+    assert published(book).count("<img ") == sent
+    ids: list[str] = []
+    letters = {str(letter["Message-ID"]): letter for _, letter in server.taken}
+    for letter in letters.values():
+        table = next(letter.iter_attachments())
+        ids += [row["id"] for row in csv.DictReader(io.StringIO(table.get_payload(decode=True).decode("utf-8-sig")))]
+    assert sorted(ids) == sorted(row["id"] for row in rows(book))
