@@ -3,11 +3,14 @@
 """status.cgi - how this host's own programs stand, for people.
 
 Usage: GET status.cgi
+       GET status.cgi?format=openmetrics
 
-Core filers with the target times that a storage cluster asked for: state, since when, progress, last poll, and when the
-next one is expected. It changes nothing.
+Nodes as the controller published them last, with the age of that; reports that came to this server, and what was
+refused; core filers with the target times that a storage cluster asked for: state, since when, progress, last poll,
+and when the next one is expected. It changes nothing.
 
-Reads: etc/infocluster.toml; $SERVER_GATHER/poll/
+Reads: etc/infocluster.toml; $SERVER_GATHER/poll/, reports/, reports.refused; DOCUMENT_ROOT/nodes/status.json,
+  metrics.txt
 Environment: SERVER_GATHER, REQUEST_METHOD (RFC 3875); INFOCLUSTER_CONF
 Exit status: 0, and an HTTP status: 200; 405 another method; 500 a fault of ours.
 See also: poll.cgi(1), backup-watch(1)

@@ -116,6 +116,7 @@ SECTIONS = {
     "push": "The production tree on its way to the servers.",
     "mail": "Letters: batch/mail-report and the notices of the other programs.",
     "poll": "The polling agent: cgi-bin/poll.cgi and batch/backup-watch, on the host that a storage cluster polls.",
+    "aggregate": "Reports of nodes: cgi-bin/report.cgi and request.cgi, batch/controller, and batch/node-report on a node.",
     "push_hosts": "Hosts that get what is pushed first and then push it on, each to a share of the servers.",
     "groups": "Names for sets of servers. Repeat the section for each.",
     "servers": "One section a server, or a set of equal ones. Repeat it for each.",
@@ -294,6 +295,76 @@ TABLE = (
     Setting("poll", "follow_s", _seconds(0.1, 3600), 5, "Seconds between two rounds of backup-watch -follow."),
     Setting("poll", "start_timeout_s", _seconds(0.1, 3600), 60, "Seconds that starting a backup may take."),
     Setting("poll", "ask_timeout_s", _seconds(0.1, 3600), 30, "Seconds that asking how it stands may take."),
+    Setting("aggregate", "app", NAME, "reports", "The queue of reports below the gather directories."),
+    Setting(
+        "aggregate", "aggregators", TEXTS, ["FileProcessor", "Counters", "NodeHealth"],
+        "Classes that the controller runs, with what they depend on.",
+    ),
+    Setting(
+        "aggregate", "collectors", TEXTS, ["FileCollector", "CounterCollector", "HealthCollector"],
+        "Classes that node-report runs on a node.",
+    ),
+    Setting(
+        "aggregate", "module_dirs", DIRECTORIES, [],
+        "Where module files are beside the built-in ones. Only their owner, who is root or who runs them, may write.",
+    ),
+    Setting(
+        "aggregate", "directory", TREE_PATH, "world/nodes",
+        "Where the controller publishes, and where on a web server request.cgi and status.cgi find it.",
+    ),
+    Setting("aggregate", "limit_bytes", _whole(1024, 1 << 24), 4194304, "Bytes that the body of a report may have."),
+    Setting(
+        "aggregate", "clock_s", _seconds(1, 86400), 300,
+        "Seconds by which the clocks of a node and of the web server may differ.",
+    ),
+    Setting(
+        "aggregate", "period_s", _whole(1, 2678400), 180,
+        "Seconds that a node may be silent before it is shown gray; node-report says it in each report.",
+    ),
+    Setting("aggregate", "update_period_s", _seconds(0.1, 86400), 5, "Seconds between two updates."),
+    Setting("aggregate", "look_s", _seconds(0.05, 3600), 1, "Seconds between two looks of controller -serve."),
+    Setting("aggregate", "call_limit_s", _seconds(0.1, 3600), 10, "Seconds that an aggregator may take at once."),
+    Setting("aggregate", "updates_count", _whole(1, 100000), 200, "Updates that are kept for those who missed some."),
+    Setting(
+        "aggregate", "keep_days", _whole(1, 3650), 30,
+        "Days that a report may be late, and that its id is remembered so that it takes effect once.",
+    ),
+    Setting("aggregate", "aside_count", _whole(1, 100000), 1000, "Reports set aside that are kept."),
+    Setting(
+        "aggregate", "socket", TEXT, "",
+        "The Unix socket at which controller -serve answers request.cgi, where both are on one host. None: none.",
+    ),
+    Setting(
+        "aggregate", "answer_limit_s", _seconds(0.1, 30), 2,
+        "Seconds that request.cgi waits there before it answers from what was published.",
+    ),
+    Setting("aggregate", "cgi_url", TEXT, "/cgi-bin/", "Where the page finds request.cgi."),
+    Setting("aggregate", "files_dir", DIRECTORY, "var/state/files", "Where FileProcessor keeps the nodes' files."),
+    Setting("aggregate", "file_limit_bytes", _whole(1, 1 << 24), 1048576, "Bytes that one of them may have."),
+    Setting("aggregate", "files_limit", _whole(1, 100000), 100, "How many of them a node may have."),
+    Setting("aggregate", "counters_limit", _whole(1, 10000), 100, "How many counters a node may have."),
+    Setting(
+        "aggregate", "metrics_file", TEXT, "",
+        "A file for a textfile collector of others' monitoring, such as \"/var/lib/metrics/infocluster.prom\".",
+    ),
+    Setting(
+        "aggregate", "push", BOOLEAN, False, "Whether the controller calls wwwpush after each publication that changed.",
+    ),
+    Setting("aggregate", "node", TEXT, "", "On a node: its name. \"\" stands for its host name up to the first dot."),
+    Setting(
+        "aggregate", "report_url", TEXT, "",
+        "On a node: where reports go, such as \"https://www.example.org/cgi-bin/report.cgi\".",
+    ),
+    Setting("aggregate", "spool_dir", DIRECTORY, "var/state/spool", "On a node: where reports wait."),
+    Setting("aggregate", "spool_limit", _whole(1, 1000000), 10000, "How many may wait; the oldest go first."),
+    Setting("aggregate", "send_timeout_s", _seconds(0.1, 600), 20, "Seconds that handing one in may take."),
+    Setting("aggregate", "files", TEXTS, [], "On a node: files that FileCollector hands in, with wildcards."),
+    Setting(
+        "aggregate", "counters", TEXTS, ["/proc/net/dev", "/proc/stat"],
+        "On a node: what CounterCollector reads: these two, and files with a line \"NAME NUMBER\" for each counter.",
+    ),
+    Setting("aggregate", "disks", TEXTS, ["/"], "On a node: directories whose file systems HealthCollector looks at."),
+    Setting("aggregate", "queues", TEXTS, [], "On a node: simple directory queues whose lengths it tells."),
     Setting(
         "push_hosts", "name", TEXT, None,
         "The host name of a push host, or several as a node set: \"push[1-2].example.edu\". Required.",
@@ -380,7 +451,18 @@ TABLE = (
 )
 # fmt: on
 
-_DIRECTORIES = ("production_dir", "state_dir", "gather_dir", "development_dirs", "destination", "sendmail", "forms_dir")
+_DIRECTORIES = (
+    "production_dir",
+    "state_dir",
+    "gather_dir",
+    "development_dirs",
+    "forms_dir",
+    "destination",
+    "sendmail",
+    "module_dirs",
+    "files_dir",
+    "spool_dir",
+)
 
 
 def read(file: str, root: str | None = None) -> dict[str, Any]:

@@ -57,19 +57,21 @@ def test_classes_come_behind_what_they_depend_on_and_others_are_not_run(tmp_path
         ("class A(Aggregator): pass\nraise SystemExit\n", "A", "a.py:3: cannot load it: it wants to leave"),
         ("class A(Aggregator:\n", "A", "a.py:2: cannot load it"),
         ("class A(Collector): pass\n", "A", "a.py:2: cannot load A: it is no subclass of Aggregator"),
-        (
-            "class A(Aggregator): pass\nclass FileProcessor(Aggregator): pass\n",
-            "FileProcessor",
-            "it is defined twice",
-        ),
+        ("class A(Aggregator): pass\nclass Twice(Aggregator): pass\n", "Twice", "it is defined twice, in"),
     ],
 )
 def test_fault_names_file_and_line_and_others_are_loaded(tmp_path: Path, text: str, asked: str, said: str) -> None:
     put(tmp_path / "m", "a.py", text)
-    put(tmp_path / "m", "good.py", "class Good(Aggregator): pass\n")
+    put(tmp_path / "m", "good.py", "class Good(Aggregator): pass\nclass Twice(Aggregator): pass\n")
     classes, faults = load(tmp_path / "m", asked, "Good", "Counters")
     assert classes == ["Good", "Counters"]
     assert any(said in fault for fault in faults), faults
+
+
+def test_own_class_takes_the_place_of_a_built_in_one(tmp_path: Path) -> None:
+    put(tmp_path / "m", "a.py", "class Counters(Aggregator): mine = True\n")
+    loaded = modules.load([str(tmp_path / "m")], ["Counters"], Aggregator)
+    assert not loaded.faults and vars(loaded.classes[0])["mine"]
 
 
 def test_what_depends_on_a_class_that_fails_is_left_out(tmp_path: Path) -> None:

@@ -125,9 +125,19 @@ class Aggregator(Module):
     def published(self) -> Iterable[dict[str, str]]:
         """Return the requests whose answers are published for web servers that have no controller near.
 
-        Each is its query: ``{"type": "File", "name": "a.txt"}``. By default, each of `requesttypes` on its own.
+        Each is its query: ``{"type": "File", "name": "a.txt"}``; under the name ``""`` it may have a mark: while that
+        is what it was, so is the answer. By default, each of `requesttypes` on its own; where FileList and File are
+        two of them, every file of the list in place of the latter.
         """
-        return [{"type": name} for name in _tuple(self.requesttypes)]
+        kinds = _tuple(self.requesttypes)
+        has_files = "FileList" in kinds and "File" in kinds
+        yield from ({"type": name} for name in kinds if name != "File" or not has_files)
+        if has_files:
+            from infocluster.aggregate import answers, wire
+
+            told = self.processREQUEST(wire.Message("GET", "-", "-", "FileList"))
+            for file in answers.parsed("Files", told).files if isinstance(told, bytes) else ():
+                yield {"type": "File", "name": file.name}
 
     def sections(self, now: float) -> Iterable[dict[str, Any]]:
         """Return what the page shows of this aggregator.

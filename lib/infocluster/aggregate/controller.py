@@ -302,6 +302,10 @@ class Controller:
             UnavailableError: the aggregator could not answer.
         """
         fields = {name: value for name, value in query.items() if name != "type" and value}
+        # The one is what people write, the other what the first aggregators read.
+        for one, other in (("name", "filename"), ("filename", "name")):
+            if one in fields:
+                fields.setdefault(other, fields[one])
         message = wire.Message("GET", "-", "-", query.get("type", ""), fields=fields)
         for name, instance in self.instances.items():
             process = base.requests(instance, message.type)

@@ -5,6 +5,8 @@ A module file is a ``.py`` file in one of the directories, not led by ``.`` or `
 when one of its classes is wanted: a class is known by its name and by having a base (itself, or through other classes
 of module files) called Module, Aggregator or Collector, and ``DEPENDS`` is a plain list of names.
 
+A class in one of the directories takes the place of a built-in one of its name; in two files of theirs it is a fault.
+
 What is wrong with one class, or with one file, is told with file and line, and leaves out that class and those that
 depend on it; the others are loaded.
 """
@@ -56,9 +58,12 @@ def load(directories: Sequence[str], required: Iterable[str], kind: type[Module]
     """
     faults: list[str] = []
     index: dict[str, list[Found]] = {}
-    for directory in [BUILTIN_DIR, *directories]:
+    for directory in directories:
         for found in _looked(directory, faults):
             index.setdefault(found.name, []).append(found)
+    # A site's own class takes the place of a built-in one of its name.
+    for found in [one for one in _looked(BUILTIN_DIR, faults) if one.name not in index]:
+        index.setdefault(found.name, []).append(found)
     usable = _modules(index)
     order: list[Found] = []
     states: dict[str, bool] = {}

@@ -20,6 +20,10 @@ def answer(request: Request) -> Response:
     from infocluster.apps import poll_page
 
     request.allow("GET", "HEAD")
+    if ("format", "openmetrics") in request.query():
+        from infocluster.apps import nodes_status
+
+        return nodes_status.metrics(request)
     now = time.time()
     content = "\n".join(
         f"<h2>{escaped(title)}</h2>\n{html}" for title, html in (part(request, now) for part in PARTS)
@@ -42,4 +46,16 @@ def _polling(request: Request, now: float) -> "tuple[str, str]":
         return title, "<p>Its states cannot be read now.</p>"
 
 
-PARTS = (_polling,)
+def _nodes(request: Request, now: float) -> "tuple[str, str]":
+    from infocluster.apps import nodes_status
+
+    return nodes_status.published(request, now)
+
+
+def _reports(request: Request, now: float) -> "tuple[str, str]":
+    from infocluster.apps import nodes_status
+
+    return nodes_status.own(request, now)
+
+
+PARTS = (_nodes, _reports, _polling)

@@ -40,4 +40,25 @@ def work(run: Run) -> str:
             continue
         now, keep_days, wait_s = time.time(), gather["keep_days"], gather["lock_timeout_s"]
         dropped += sweep.sweep(directory, app, read, keep_days, now, wait_s, run.say, run.fault)
+    swept = _sweep_reports(run, directory, marks_dir)
+    if swept:
+        run.say(f"drop {swept} report{'s' * (swept != 1)}")
     return f"{dropped} segment{'s' * (dropped != 1)} dropped"
+
+
+def _sweep_reports(run: Run, directory: str, marks_dir: str) -> int:
+    """Drop the reports that the controller has read; return how many."""
+    from infocluster.aggregate import reports
+
+    app = run.settings["aggregate"]["app"]
+    path = f"{marks_dir}/{app}.queue"
+    try:
+        keep_s = run.settings["aggregate"]["clock_s"]
+        return reports.sweep(f"{directory}/{app}", files.read(path), path, time.time(), keep_s, run.fault)
+    except FileNotFoundError:  # no controller reads reports of this cluster
+        return 0
+    except BadInputError as error:
+        run.fault(str(error))
+    except OSError as error:
+        run.fault(f"cannot read {path}: {reason(error)}")
+    return 0

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+// Follows the controller's updates: asks request.cgi for what came since the revision that the page shows, and where
+// something came, fetches the page as it is published now and takes over the parts that differ. The page is rendered
+// in one place only; a missed update, or a controller that was started anew, ends in the same page.
+"use strict";
+(() => {
+  const state = document.getElementById("state").dataset;
+  const live = document.getElementById("live");
+  const every = Number(state.every);
+  // Ages count by the server's clock, not the visitor's.
+  let made = Number(state.made), epoch = state.epoch, revision = Number(state.revision);
+  let seen = 0, offset = 0, has_offset = false, failures = 0, said = "";
+
+  const now = () => Date.now() / 1000 + offset;
+  const say = (text) => { if (text !== said) { live.textContent = said = text; } };
+  const span = (seconds) => {
+    const whole = Math.max(0, Math.floor(seconds));
+    if (whole < 120) return whole + " s";
+    if (whole < 7200) return Math.floor(whole / 60) + " min";
+    return whole < 172800 ? Math.floor(whole / 3600) + " h" : Math.floor(whole / 86400) + " days";
+  };
+
+  // A node is gray when it was silent for longer than it said: that needs no word of the server.
+  const age = () => {
+    if (!has_offset) return;
+    let silent = 0;
+    const rows = document.querySelectorAll("[data-node]");
+    for (const row of rows) {
+      const old = now() - Number(row.dataset.last);
+      const is_gray = old > Number(row.dataset.period);
+      silent += is_gray;
+      row.querySelector(".age").textContent = span(old);
+      if (row.classList.contains("gray") !== is_gray) {
+        row.classList.toggle("gray", is_gray);
+        row.querySelector(".word").textContent = is_gray ? "silent" : "reporting";
+      }
+    }
+    document.getElementById("silent").textContent = silent.toLocaleString("en");
+    document.getElementById("reporting").textContent = (rows.length - silent).toLocaleString("en");
+  };
+
+  const heard = (nodes) => {
+    for (const [name, [last, period]] of Object.entries(nodes)) {
+      const row = document.getElementById("node-" + name);
+      if (row && Number(row.dataset.last) < last) {
+        row.dataset.last = last;
+        row.dataset.period = period;
+      }
+    }
+  };
+
+  // What the visitor has the focus on, and how far he has scrolled a table, stays.
+  const adopt = (fresh) => {
+    const ids = new Set([...fresh.querySelectorAll("[data-live]")].map((part) => part.id));
+    for (const part of fresh.querySelectorAll("[data-live]")) {
+      const old = document.getElementById(part.id);
+      if (!old) {
+        document.querySelector("main").append(part);
+      } else if (old.outerHTML !== part.outerHTML) {
+        const places = [...old.querySelectorAll(".scroll")].map((box) => box.scrollLeft);
+        const active = old.contains(document.activeElement) ? document.activeElement : null;
+        const href = active && active.getAttribute("href");
+        old.replaceWith(part);
+        part.querySelectorAll(".scroll").forEach((box, place) => { box.scrollLeft = places[place] || 0; });
+        if (active) {
+          const again = href ? part.querySelector(`[href="${CSS.escape(href)}"]`) : part.querySelector(".scroll");
+          if (again) again.focus({ preventScroll: true });
+        }
+      }
+    }
+    for (const old of document.querySelectorAll("[data-live]")) {
+      if (!ids.has(old.id)) old.remove();
+    }
+  };
+
+  const refresh = async () => {
+    const reply = await fetch(location.pathname, { cache: "no-cache" });
+    if (!reply.ok) throw new Error(reply.status);
+    const fresh = new DOMParser().parseFromString(await reply.text(), "text/html");
+    const told = fresh.getElementById("state").dataset;
+    adopt(fresh);
+    document.getElementById("made").textContent = fresh.getElementById("made").textContent;
+    made = Number(told.made);
+    epoch = told.epoch;
+    revision = Number(told.revision);
+  };
+
+  const ask = async () => {
+    const query = new URLSearchParams({ updates: "", since: revision, epoch });
+    const reply = await fetch(state.request + "?" + query, { cache: "no-cache" });
+    if (!reply.ok) throw new Error(reply.status);
+    const told = await reply.json();
+    const clock = Date.parse(reply.headers.get("Date"));
+    if (clock) {
+      offset = clock / 1000 - Date.now() / 1000;
+      has_offset = true;
+    }
+    heard(told.nodes);
+    if (told.reset || told.revision > revision || told.epoch !== epoch || told.made > Math.max(made, seen)) {
+      seen = told.made;
+      await refresh();
+    }
+  };
+
+  const follow = async () => {
+    try {
+      if (!document.hidden) {
+        await ask();
+        age();
+        failures = 0;
+        say("It follows what comes.");
+      }
+    } catch (error) {
+      failures += 1;
+      if (failures > 2) say("The server does not answer; this is what was known.");
+    }
+    setTimeout(follow, every * Math.min(2 ** Math.max(0, failures - 1), 12));
+  };
+  setInterval(age, 1000);
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) ask().then(age, () => {}); });
+  follow();
+})();
