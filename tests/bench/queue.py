@@ -2,7 +2,7 @@
 """Queue: adds and consumption on tmpfs and disk, beside python-dirq and a bare loop of the same system calls.
 
 Every number is a ratio of medians of rounds in which the alternatives took turns. One process is measured by the time
-it had on a processor, as other processes share the machine; several at once and durable adds by the clock on the wall.
+it had on a processor, as others share the machine; several at once and durable adds by the clock on the wall.
 """
 
 import multiprocessing
@@ -103,16 +103,19 @@ def alone(place: str) -> None:
     """One process adds, and one consumes."""
     added: dict[str, list[float]] = {name: [] for name in ADD}
     consumed: dict[str, list[float]] = {name: [] for name in ADD}
+    tops: dict[str, list[str]] = {name: [] for name in ADD}
+    # All are added before one is consumed: some file systems are slow to use again what was just removed.
     for turn in range(ROUNDS):
         for name in [*ADD][turn % 3 :] + [*ADD][: turn % 3]:
-            top = tempfile.mkdtemp(dir=place)
+            tops[name].append(tempfile.mkdtemp(dir=place))
             began = time.process_time()
-            ADD[name](top, ELEMENTS)
-            between = time.process_time()
-            assert CONSUME[name](top) == ELEMENTS
-            consumed[name].append(time.process_time() - between)
-            added[name].append(between - began)
-            shutil.rmtree(top)
+            ADD[name](tops[name][-1], ELEMENTS)
+            added[name].append(time.process_time() - began)
+    for turn in range(ROUNDS):
+        for name in [*ADD][turn % 3 :] + [*ADD][: turn % 3]:
+            began = time.process_time()
+            assert CONSUME[name](tops[name][turn]) == ELEMENTS
+            consumed[name].append(time.process_time() - began)
     for what, times in (("add", added), ("lock, get, remove", consumed)):
         median = {name: statistics.median(values) for name, values in times.items()}
         rates = "   ".join(f"{name} {ELEMENTS / value:7.0f}/s" for name, value in median.items())
@@ -130,7 +133,7 @@ def together(place: str) -> None:
     fork = multiprocessing.get_context("fork")
     times: dict[tuple[str, int], list[float]] = {(name, n): [] for name in ("dirq", "ours") for n in (1, 4)}
     for _ in range(SHARED_ROUNDS):
-        for name, n in times:
+        for name, n in [*times]:
             top = tempfile.mkdtemp(dir=place)
             add_ours(top, SHARED_ELEMENTS)
             gate, results = fork.Barrier(n + 1), fork.Queue()

@@ -49,6 +49,7 @@ LOCK = ".lck"
 _HEXADECIMAL = frozenset("0123456789abcdef")
 _CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
 _READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
+_DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
 _KIND, _PLAIN = 0o170000, 0o100000
 # errno(3); the module of these names is one more to load.
 _ENOENT, _EEXIST, _ENOTDIR, _ENOTEMPTY = 2, 17, 20, 39
@@ -111,7 +112,19 @@ class Simple:
         clock: what tells the time, in Unix seconds.
     """
 
-    __slots__ = ("_held", "_is_exact", "_names", "_open_fd", "_open_name", "_synced", "durable", "path", "umask")
+    __slots__ = (
+        "_at",
+        "_at_name",
+        "_held",
+        "_is_exact",
+        "_names",
+        "_open_fd",
+        "_open_name",
+        "_synced",
+        "durable",
+        "path",
+        "umask",
+    )
 
     def __init__(
         self,
@@ -133,6 +146,8 @@ class Simple:
         self._is_exact = False
         self._open_fd = -1
         self._open_name = ""
+        self._at = -1
+        self._at_name = ""
 
     def add(self, content: bytes) -> str:
         """Add an element and return its name, such as ``6b0365e0/6b0365e03d090b``.
@@ -174,9 +189,9 @@ class Simple:
             for _ in range(_ATTEMPTS):
                 directory, element = self._names.next()
                 self._make(directory)
-                name = self._linked(path, directory, element)
-                if name:
-                    return name
+                element = self._linked(path, None, directory, element, self._open(directory))
+                if element:
+                    return f"{directory}/{element}"
                 posix.lstat(path)
         except OSError as error:
             raise UnavailableError(f"cannot add {path} to the queue {self.path}: {reason(error)}") from error
@@ -195,32 +210,35 @@ class Simple:
             UnavailableError: the file system refuses; with ``fs.protected_hardlinks`` that is so for another user's
                 file that we may not both read and write.
         """
-        element = f"{self.path}/{name}"
+        # Names relative to their directory, which is open: the kernel does not walk the path again for each call.
+        element = name[9:]
         lock = element + LOCK
         try:
-            posix.link(element, lock)
-        except (FileExistsError, FileNotFoundError):
+            at = self._at if name[:8] == self._at_name else self._open(name[:8])
+            posix.link(element, lock, src_dir_fd=at, dst_dir_fd=at)
+        except FileExistsError:
             return False
+        except (FileNotFoundError, NotADirectoryError):
+            return self._is_stale() and self.lock(name)
         except OSError as error:
-            if _is_no_element(element):
+            if _is_no_element(f"{self.path}/{name}"):
                 return False
-            raise UnavailableError(f"cannot lock {element}: {reason(error)}") from error
+            raise UnavailableError(f"cannot lock {self.path}/{name}: {reason(error)}") from error
         try:
             # By the element's name, not the lock's: where the element is gone by now, so is what we locked.
             if self._is_exact:
                 now_ns = time.time_ns()
-                posix.utime(element, ns=(now_ns, now_ns), follow_symlinks=False)
+                posix.utime(element, ns=(now_ns, now_ns), dir_fd=at, follow_symlinks=False)
             else:
-                now_ns = self._set_time(element, lock)
+                now_ns = self._set_time(name)
         except FileNotFoundError:
             # RACE: its holder, whose lock a purge had broken, removed it; or a purge took our lock for an old one.
-            _gone(lock)
-            return False
+            now_ns = 0
         except OSError as error:
-            _gone(lock)
-            raise UnavailableError(f"cannot lock {element}: {reason(error)}") from error
+            _gone(self.location(name))
+            raise UnavailableError(f"cannot lock {self.path}/{name}: {reason(error)}") from error
         if not now_ns:
-            _gone(lock)
+            _gone(self.location(name))
             return False
         self._held[name] = now_ns
         return True
@@ -251,7 +269,8 @@ class Simple:
         if self._open_fd >= 0:
             self._close()
         try:
-            fd = posix.open(f"{self.path}/{name}{LOCK}", _READ)
+            at = self._at if name[:8] == self._at_name else self._open(name[:8])
+            fd = posix.open(name[9:] + LOCK, _READ, dir_fd=at)
             # Open until it is removed: what `remove` looks at is what was read, and looking costs half as much.
             self._open_fd, self._open_name = fd, name
             if not -_FRESH_NS < time.time_ns() - self._held[name] < _FRESH_NS and not self._is_ours(name):
@@ -304,26 +323,28 @@ class Simple:
         held = self._held.pop(name, None)
         if held is None:
             return False
-        element = f"{self.path}/{name}"
+        element = name[9:]
+        lock = element + LOCK
         try:
+            at = self._at if name[:8] == self._at_name else self._open(name[:8])
             if name == self._open_name:
                 fd, self._open_fd, self._open_name = self._open_fd, -1, ""
                 status = posix.fstat(fd)
                 posix.close(fd)
             else:
-                status = posix.lstat(element + LOCK)
+                status = posix.lstat(lock, dir_fd=at)
             # A lock has two names at least, the element's and its own.
             if status.st_mtime_ns != held or status.st_nlink < 2:
                 return False
-            posix.unlink(element)
-            posix.unlink(element + LOCK)
+            posix.unlink(element, dir_fd=at)
+            posix.unlink(lock, dir_fd=at)
             return True
         except FileNotFoundError:
             # RACE: a purge took our lock, and maybe somebody else the element.
-            _gone(element + LOCK)
+            _gone(self.location(name))
             return False
         except OSError as error:
-            raise UnavailableError(f"cannot remove {element}: {reason(error)}") from error
+            raise UnavailableError(f"cannot remove {self.path}/{name}: {reason(error)}") from error
 
     def touch(self, name: str) -> bool:
         """Say that we still work on an element that we locked: its lock is new again. False where that had ended.
@@ -334,7 +355,7 @@ class Simple:
         try:
             if not self._is_ours(name):
                 return False
-            self._held[name] = self._set_time(f"{self.path}/{name}", self.location(name))
+            self._held[name] = self._set_time(name)
             return True
         except FileNotFoundError:
             return False
@@ -463,17 +484,19 @@ class Simple:
     def _added(self, content: bytes) -> str | None:
         """Add an element and return its name; None where its directory vanished meanwhile."""
         directory, name = self._names.next()
-        temporary = f"{self.path}/{directory}/{name}{TEMPORARY}"
+        temporary = name + TEMPORARY
         made = looked = False
         try:
             while True:
                 try:
-                    fd = posix.open(temporary, _CREATE, 0o666)
+                    at = self._at if directory == self._at_name else self._open(directory)
+                    fd = posix.open(temporary, _CREATE, 0o666, dir_fd=at)
                     break
                 except FileExistsError:
                     name = self._names.next()[1]
-                    temporary = f"{self.path}/{directory}/{name}{TEMPORARY}"
+                    temporary = name + TEMPORARY
                 except FileNotFoundError:
+                    self._leave()
                     if looked:  # a purge took it before we could use it
                         return None
                     looked, made = True, self._make(directory)
@@ -488,44 +511,74 @@ class Simple:
                         posix.fsync(fd)
                 finally:
                     posix.close(fd)
-                return self._linked(temporary, directory, name)
+                name = self._linked(temporary, at, directory, name, at)
+                return name and f"{directory}/{name}"
             except BaseException:
-                _gone(temporary)
+                _gone(f"{self.path}/{directory}/{temporary}")
                 raise
         except BaseException:
             if made:
                 self._is_emptied(directory)
             raise
 
-    def _linked(self, path: str, directory: str, name: str) -> str | None:
-        """Let a whole file have an element's name instead of its own; None where it or the directory vanished."""
+    def _linked(self, path: str, beside: int | None, directory: str, name: str, at: int) -> str:
+        """Let a whole file have an element's name instead of its own.
+
+        Args:
+            path: the file, counted from the open directory `beside` if there is one.
+            directory, name: the element's.
+            at: its directory, open.
+
+        Returns:
+            The name that it has; "" where the file or the directory vanished.
+        """
         while True:
-            element = f"{self.path}/{directory}/{name}"
             try:
-                posix.link(path, element)
+                posix.link(path, name, src_dir_fd=beside, dst_dir_fd=at)
                 break
             except FileExistsError:
                 name = self._names.next()[1]
             except FileNotFoundError:
-                return None
-        _gone(path)
+                return ""
+        _gone(path, beside)
         if self.durable:
             try:
-                self._sync(directory)
-            except FileNotFoundError:
-                pass  # the consumer was as fast as that, and a purge took the directory
+                posix.fsync(at)
+                if self._synced != directory:
+                    files.sync_directory(self.path)
+                    self._synced = directory
             except BaseException:
-                _gone(element)
+                _gone(f"{self.path}/{directory}/{name}")
                 raise
-        return f"{directory}/{name}"
+        return name
 
-    def _set_time(self, element: str, lock: str) -> int:
+    def _open(self, directory: str) -> int:
+        """Open an intermediate directory instead of the last one, and return its descriptor."""
+        self._leave()
+        self._at = posix.open(f"{self.path}/{directory}", _DIRECTORY)
+        self._at_name = directory
+        return self._at
+
+    def _leave(self) -> None:
+        if self._at >= 0:
+            at, self._at, self._at_name = self._at, -1, ""
+            posix.close(at)
+
+    def _is_stale(self) -> bool:
+        """Tell whether the open directory was removed, and close it then: there may be another of its name."""
+        if self._at >= 0 and posix.fstat(self._at).st_nlink == 0:
+            self._leave()
+            return True
+        return False
+
+    def _set_time(self, name: str) -> int:
         """Let a lock begin now, and return the time that the file system has for that, in ns; 0 for no plain file.
 
         Raises:
             FileNotFoundError: the element or its lock is gone.
             OSError: as utime(2).
         """
+        element = f"{self.path}/{name}"
         now_ns = time.time_ns()
         try:
             posix.utime(element, ns=(now_ns, now_ns), follow_symlinks=False)
@@ -533,7 +586,7 @@ class Simple:
             # Another user's file that is ours to write: the kernel sets its own time alone.
             now_ns = 0
             posix.utime(element, follow_symlinks=False)
-        status = posix.lstat(lock)
+        status = posix.lstat(element + LOCK)
         if status.st_mode & _KIND != _PLAIN:
             return 0
         self._is_exact = status.st_mtime_ns == now_ns
@@ -556,6 +609,7 @@ class Simple:
     def __del__(self) -> None:
         if self._open_fd >= 0:
             self._close()
+        self._leave()
 
     def _make(self, directory: str) -> bool:
         """Make an intermediate directory, and the queue itself where it is missing; return whether it was new."""
@@ -567,13 +621,6 @@ class Simple:
             files.make_directories(top.rpartition("/")[0] or ".")
             make_directory(top, self.umask)
             return make_directory(path, self.umask)
-
-    def _sync(self, directory: str) -> None:
-        """Make the names of an element and of its directory durable."""
-        files.sync_directory(f"{self.path}/{directory}")
-        if self._synced != directory:
-            files.sync_directory(self.path)
-            self._synced = directory
 
     def _is_emptied(self, directory: str) -> bool:
         """Remove an intermediate directory if it is empty, and say whether it was."""
@@ -671,10 +718,10 @@ def is_name(text: str) -> bool:
     )
 
 
-def _gone(path: str) -> bool:
-    """Unlink a file; False where it was gone already."""
+def _gone(path: str, beside: int | None = None) -> bool:
+    """Unlink a file, counted from an open directory if there is one; False where it was gone already."""
     try:
-        posix.unlink(path)
+        posix.unlink(path, dir_fd=beside)
         return True
     except FileNotFoundError:
         return False
