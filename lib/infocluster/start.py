@@ -2,18 +2,18 @@
 """One read in place of twenty: the modules that a hit loads at its start, out of one file.
 
 Each ordinary import of one of our small modules costs a hit about as much as running it: a look at the
-directory, an open, two reads. ``make install`` therefore writes ``PREFIX/lib/infocluster_compiled.py``: the text of
-this module, a table, and a call of `serve`. An installed program imports that module first; from then on our own
-modules come from the table, each only while its source is what the table was made from. An edited module takes
-effect at once, at the price of its ordinary import.
+directory, an open, two reads. ``make install`` therefore writes a file for each program of cgi-bin/, such as
+``PREFIX/lib/compiled/survey_cgi.py``: the text of this module, a table, and a call of `serve`. The installed program
+imports that module first; from then on our own modules come from the table, each only while its source is what the
+table was made from. An edited module takes effect at once, at the price of its ordinary import.
 
-A program of cgi-bin/ names itself to `begin`, which also runs the modules that it needs in any case, each after those
-it imports: that spares the import system's own work, which for twenty small modules is half of theirs.
+`begin` also runs the modules that the program needs in any case, each after those it imports: that spares the import
+system's own work, which for twenty small modules is half of theirs.
 
 Shape: ``TABLE = {"infocluster.files": ("/opt/infocluster/lib/infocluster/files.py", 3881, 1795384800000000000, False,
     b"\\xe3\\x00...")}``: a module's source file, its size in bytes and mtime in ns, whether it is a package, its
     marshalled code, without docstrings.
-    ``STARTS = {"survey.cgi": ("infocluster", "infocluster.errors", ...)}``: what a program needs, in order.
+    ``begin(SERVED, ("infocluster", "infocluster.errors", ...))``: what the program needs, in order.
 
 The table holds code of one version of Python: another one leaves it alone. Nothing is imported here but what every
 interpreter has loaded or built in.

@@ -65,8 +65,8 @@ def visit(tree: Path, gather: Path, *options: str) -> subprocess.CompletedProces
 def where(tree: Path, module: str) -> list[str]:
     """Return what an installed program sees of a module: its loader, __file__, __package__ and answer."""
     program = (
-        f"import sys; sys.path.insert(0, {str(tree / 'lib')!r}); import infocluster_compiled; "
-        f"import {module} as module; "
+        f"import sys; sys.path.insert(0, {str(tree / 'lib/compiled')!r}); import survey_cgi; "
+        f"sys.path[0] = {str(tree / 'lib')!r}; import {module} as module; "
         "print(type(module.__spec__.loader).__name__, module.__file__, module.__package__, "
         "getattr(module, 'ADDED', '-'), sep='\\n')"
     )
@@ -100,9 +100,11 @@ def test_doors_name_one_interpreter_and_one_tree(template: Path) -> None:
     lines = (template / "cgi-bin/survey.cgi").read_text().splitlines()
     assert lines[0] == f"#!{SYSTEM_PYTHON} -IS"
     assert "venv" not in lines[0]
-    bootstrap = f"sys.path.insert(0, '{template}/lib'); import infocluster_compiled"
-    assert f"{bootstrap}; infocluster_compiled.begin_program('survey.cgi')" in lines
-    assert bootstrap in (template / "batch/wwwpush").read_text().splitlines()
+    start = (
+        f"sys.path.insert(0, '{template}/lib/compiled'); import survey_cgi as start; sys.path[0] = '{template}/lib'"
+    )
+    assert f"{start}; start.begin_program()" in lines
+    assert f"sys.path.insert(0, '{template}/lib')" in (template / "batch/wwwpush").read_text().splitlines()
     assert "import os.path, sys" not in lines
 
 
@@ -111,16 +113,16 @@ def test_hit_answers_and_loads_our_modules_out_of_one_file(template: Path, tmp_p
     assert done.stdout.startswith("Status: 200 OK")
     traced = visit(template, tmp_path / "gather", SYSTEM_PYTHON, "-IS", "-X", "importtime")
     loaded = [line.rpartition("|")[2].strip() for line in traced.stderr.splitlines() if "|" in line]
-    behind = loaded[loaded.index("infocluster_compiled") :]
-    assert [name for name in behind if name.startswith("infocluster")] == ["infocluster_compiled"]
+    behind = loaded[loaded.index("survey_cgi") + 1 :]
+    assert not [name for name in behind if name.startswith("infocluster")]
     foreign = {name for name in behind if not name.startswith("infocluster")} - set(sys.builtin_module_names)
     assert foreign <= {"fcntl", "_json"}
     # Neither the table of settings nor TOML: the compiled copy was used.
     assert "infocluster.settings" not in loaded and "tomllib" not in loaded
     opened = _opened(template, tmp_path / "gather")
-    assert [name for name in opened if name.startswith("infocluster") and name.endswith((".py", ".pyc"))] == [
-        "infocluster_compiled.cpython-311.pyc".replace("cpython-311", sys.implementation.cache_tag)
-    ]
+    assert [
+        name for name in opened if name.startswith(("infocluster", "survey")) and name.endswith((".py", ".pyc"))
+    ] == [f"survey_cgi.{sys.implementation.cache_tag}.pyc"]
 
 
 def _opened(tree: Path, gather: Path) -> list[str]:
@@ -164,7 +166,7 @@ def test_edit_that_keeps_the_size_takes_effect_too(tree: Path) -> None:
 
 
 def test_code_of_another_python_is_left_alone(tree: Path) -> None:
-    file = tree / "lib/infocluster_compiled.py"
+    file = tree / "lib/compiled/survey_cgi.py"
     text = file.read_text()
     tag = repr(sys.implementation.cache_tag)
     assert text.count(f"\nSERVED = serve(TABLE, {tag})\n") == 1
@@ -211,7 +213,7 @@ def test_second_run_keeps_what_is_the_administrators(tree: Path) -> None:
 
 def test_packages_are_those_of_the_tests_and_are_found(template: Path) -> None:
     program = (
-        f"import sys; sys.path.insert(0, {str(template / 'lib')!r}); import infocluster_compiled, infocluster; "
+        f"import sys; sys.path.insert(0, {str(template / 'lib')!r}); import infocluster; "
         "import filelock, jinja2, python_multipart; print(jinja2.__file__, filelock.__version__)"
     )
     done = subprocess.run([SYSTEM_PYTHON, "-IS", "-c", program], capture_output=True, text=True, check=True)

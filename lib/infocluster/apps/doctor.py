@@ -251,21 +251,24 @@ def compiled(place: Place) -> Iterator[Fault]:
     mend = f"{_q(place.root)}/batch/check-site -compile"
     if not config.is_compiled(place.settings_file):
         yield Fault(f"the compiled copy of {place.settings_file} is missing or older than it", mend)
-    file = f"{place.root}/{installation.COMPILED}"
-    try:
-        text = files.read(file)
-    except FileNotFoundError:
-        yield Fault(f"{file} is missing", mend)
-        return
-    for source, size, mtime_ns in installation.compiled_from(text):
+    modules = [f"{place.root}/{path}" for path in installation.compiled_files(place.root)]
+    # A module that many of them have is told once.
+    changed: set[str] = set()
+    for file in modules:
         try:
-            status = os.stat(source)
+            text = files.read(file)
         except FileNotFoundError:
-            yield Fault(f"{source} is gone, and {file} still has it", mend)
+            yield Fault(f"{file} is missing", mend)
             continue
-        if (status.st_size, status.st_mtime_ns) != (size, mtime_ns):
-            yield Fault(f"{source} was changed after {file} was made", mend)
-    modules = [file]
+        for source, size, mtime_ns in installation.compiled_from(text):
+            try:
+                status = os.stat(source)
+            except FileNotFoundError:
+                yield Fault(f"{source} is gone, and {file} still has it", mend)
+                continue
+            if (status.st_size, status.st_mtime_ns) != (size, mtime_ns) and source not in changed:
+                changed.add(source)
+                yield Fault(f"{source} was changed after {file} was made", mend)
     for path in place.installed["files"]:
         if path.startswith("lib/") and path.endswith(".py"):
             modules.append(f"{place.root}/{path}")
@@ -564,6 +567,15 @@ def _dropped(segment: str) -> dict[str, Any]:
     return {}
 
 
+def queues(place: Place) -> Iterator[Fault]:
+    """Check queues that several users share: each user adds an element, and the next one consumes it."""
+    if not place.settings["queues"]:
+        raise _NotCheckedError("none is configured")
+    for queue in place.settings["queues"]:
+        for fault, mend in queue_check.faults(queue["queue_dir"], queue["users"]):
+            yield Fault(fault, mend)
+
+
 def servers(place: Place) -> Iterator[Fault]:
     """Check what the batch host sees of each server's gather directory: there, readable, and no clock ahead."""
     _only(place.is_batch, "batch host")
@@ -760,6 +772,7 @@ CHECKS: Mapping[str, Callable[[Place], Iterator[Fault]]] = {
     "reach": reach,
     "programs": programs,
     "gather": gather,
+    "queues": queues,
     "servers": servers,
     "cron": cron,
 }

@@ -5,7 +5,7 @@ PREFIX has the shape of the checkout, so that what is said of one holds for the 
 
     cgi-bin/ batch/   the doors; line 1 names one interpreter, and starts it without site and environment
     lib/infocluster/  the house, compiled
-    lib/infocluster_compiled.py    what a hit loads at its start, in one file (see `infocluster.start`)
+    lib/compiled/survey_cgi.py     what a hit of survey.cgi loads at its start, in one file (see `infocluster.start`)
     lib/infocluster_installed.json what was installed, for the next run and for check-site
     lib/site/         other people's packages, as they are in the virtual environment that ran the tests
     etc/              samples; a file that is there already stays, and the new sample is left beside it as NAME.sample
@@ -48,11 +48,17 @@ from infocluster.apps import forms_declared, manual
 from infocluster.errors import ConfigError, InfoclusterError, UsageError, reason
 
 BOOTSTRAP = 'import os.path, sys\nsys.path.insert(0, os.path.realpath(__file__ + "/../../lib"))\n'
-INSTALLED_BOOTSTRAP = "import sys\nsys.path.insert(0, {lib!r}); import infocluster_compiled{begin}\n"
+BATCH_BOOTSTRAP = "import sys\nsys.path.insert(0, {lib!r})\n"
+HIT_BOOTSTRAP = (
+    "import sys\nsys.path.insert(0, {compiled!r}); import {module} as start; "
+    "sys.path[0] = {lib!r}; start.begin_program()\n"
+)
 SHEBANG = "#!/usr/bin/env python3\n"
 DOORS = ("cgi-bin", "batch")
 MANIFEST = "lib/infocluster_installed.json"
-COMPILED = "lib/infocluster_compiled.py"
+COMPILED = "lib/compiled"
+# Where the settings are not compiled a hit is slow anyway.
+NO_PART_OF_A_HIT = "infocluster.settings"
 SITE = "lib/site"
 # Directories of a checkout that are made anew in an installation.
 UNWANTED = frozenset({"__pycache__", "compiled"})
@@ -160,7 +166,7 @@ def install(
         say(f"{len(wanted)} packages in {root}/{SITE}")
     compile_modules(root, prefix)
     count = write_compiled(root, prefix)
-    say(f"{count} modules in {root}/{COMPILED}")
+    say(f"{count} programs in {root}/{COMPILED}")
     installed = {item.path: item.mark() for item in items}
     for path in sorted(set(before.get("files", {})) - set(installed)):
         remove_installed(root, path)
@@ -255,8 +261,9 @@ def _door(item: Item, prefix: str, python: Interpreter) -> Item:
         raise ConfigError(f"cannot install {item.path}: it does not begin as a door does (see doc/design.md)")
     text = text.replace(SHEBANG, f"#!{python.path} -IS\n", 1)
     directory, name = item.path.split("/")
-    begin = f"; infocluster_compiled.begin_program({name!r})" if directory == "cgi-bin" else ""
-    text = text.replace(BOOTSTRAP, INSTALLED_BOOTSTRAP.format(lib=prefix + "/lib", begin=begin))
+    bootstrap = HIT_BOOTSTRAP if directory == "cgi-bin" else BATCH_BOOTSTRAP
+    places = {"lib": f"{prefix}/lib", "compiled": f"{prefix}/{COMPILED}", "module": _start_module(name)}
+    text = text.replace(BOOTSTRAP, bootstrap.format(**places))
     return Item(item.path, item.mode, text.encode(), False, item.mtime_s)
 
 
@@ -435,18 +442,16 @@ def compile_modules(root: str, prefix: str) -> None:
     pages.compile_templates(f"{library}/templates/compiled")
 
 
-def modules_of_hits(root: str) -> dict[str, str]:
-    """Return the modules that the programs of cgi-bin/ may load, name to file relative to the tree.
+def modules_of_hits(root: str, door: str) -> dict[str, str]:
+    """Return the modules that a program of cgi-bin/ may load, name to file relative to the tree.
 
-    Found in the source: from each door's handler along all imports of ours, those inside functions too.
+    Found in the source: from its handlers along all imports of ours, those inside functions too.
     """
     found: dict[str, str] = {}
-    wanted = ["infocluster.web.cgi"]
-    for name in sorted(os.listdir(f"{root}/cgi-bin")):
-        wanted += [word.partition(":")[0] for word in handlers(f"{root}/cgi-bin/{name}")]
+    wanted = ["infocluster.web.cgi", *(word.partition(":")[0] for word in handlers(f"{root}/cgi-bin/{door}"))]
     while wanted:
         module = wanted.pop()
-        if module in found:
+        if module in found or module == NO_PART_OF_A_HIT:
             continue
         relative = _source_of(root, module)
         if relative is None:
@@ -460,7 +465,11 @@ def modules_of_hits(root: str) -> dict[str, str]:
 
 def handlers(door: str) -> Iterator[str]:
     """Yield the handlers that a program of cgi-bin/ or batch/ names, such as ``infocluster.apps.survey:answer``."""
-    for node in ast.walk(_tree(door)):
+    try:
+        tree = _tree(door)
+    except (SyntaxError, ValueError):  # somebody else's program in another language
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             word = node.args[0].value
             if isinstance(word, str) and word.startswith("infocluster.") and ":" in word:
@@ -508,42 +517,56 @@ def _tree(file: str) -> ast.Module:
 
 
 def write_compiled(root: str, prefix: str) -> int:
-    """Write the file that a hit loads its modules from, and its compiled copy; return how many modules it holds.
+    """Write the files that hits load their modules from, and their compiled copies; return how many there are.
 
     Args:
         root: the tree as it is now, DESTDIR included.
         prefix: where it will be used.
 
     Raises:
-        OSError: it cannot be written, and is as it was.
+        OSError: one cannot be written, and is as it was.
     """
-    lines = [
-        "# Made by make install (and check-site -compile) out of lib/infocluster/start.py: not to be edited.\n",
-        files.read(f"{root}/lib/infocluster/start.py").decode(),
-        "\n\nTABLE = {\n",
-    ]
-    modules = modules_of_hits(root)
-    for module, relative in sorted(modules.items()):
-        status = os.stat(f"{root}/{relative}")
-        place = f"{prefix}/{relative}"
-        source = files.read(f"{root}/{relative}")
-        # Without docstrings: a hit has no use for them, and they are a fifth of what it reads.
-        code = marshal.dumps(compile(source, place, "exec", dont_inherit=True, optimize=2))
-        is_package = relative.endswith("/__init__.py")
-        lines.append(
-            f"    {module!r}: ({place!r}, {status.st_size}, {status.st_mtime_ns}, {is_package}, {code!r}),\n"
-        )
-    lines.append("}\nSTARTS = {\n")
-    for name in sorted(os.listdir(f"{root}/cgi-bin")):
-        lines.append(f"    {name!r}: {tuple(_start_of(root, name))!r},\n")
-    lines.append(f"}}\nSERVED = serve(TABLE, {sys.implementation.cache_tag!r})\n")
-    lines.append("\n\ndef begin_program(name):\n    begin(SERVED, STARTS[name])\n")
-    file = f"{root}/{COMPILED}"
-    content = "".join(lines).encode()
-    newest_s = max(int(os.stat(f"{root}/{relative}").st_mtime) for relative in modules.values())
-    _replace(file, content, 0o644, newest_s)
-    compileall.compile_file(file, ddir=f"{prefix}/lib", quiet=1, force=True)
-    return len(modules)
+    start = files.read(f"{root}/lib/infocluster/start.py").decode()
+    make_directory(f"{root}/{COMPILED}")
+    made = compiled_files(root)
+    for file, door in made.items():
+        modules = modules_of_hits(root, door)
+        lines = [
+            "# Made by make install (and check-site -compile) out of lib/infocluster/start.py: not to be edited.\n",
+            start,
+            "\n\nTABLE = {\n",
+            *(_entry(root, prefix, module, relative) for module, relative in sorted(modules.items())),
+            f"}}\nSERVED = serve(TABLE, {sys.implementation.cache_tag!r})\n",
+            f"\n\ndef begin_program():\n    begin(SERVED, {tuple(_start_of(root, door))!r})\n",
+        ]
+        newest_s = max(int(os.stat(f"{root}/{relative}").st_mtime) for relative in modules.values())
+        _replace(f"{root}/{file}", "".join(lines).encode(), 0o644, newest_s)
+        compileall.compile_file(f"{root}/{file}", ddir=f"{prefix}/{COMPILED}", quiet=1, force=True)
+    for name in os.listdir(f"{root}/{COMPILED}"):
+        if name.endswith(".py") and f"{COMPILED}/{name}" not in made:
+            os.unlink(f"{root}/{COMPILED}/{name}")
+    return len(made)
+
+
+def compiled_files(root: str) -> dict[str, str]:
+    """Return the files that hits load their modules from, relative to the tree, each with its program's name."""
+    doors = sorted(name for name in os.listdir(f"{root}/cgi-bin") if any(handlers(f"{root}/cgi-bin/{name}")))
+    return {f"{COMPILED}/{_start_module(door)}.py": door for door in doors}
+
+
+def _start_module(door: str) -> str:
+    return re.sub(r"\W", "_", door)
+
+
+def _entry(root: str, prefix: str, module: str, relative: str) -> str:
+    """Return the line of a table for one module."""
+    status = os.stat(f"{root}/{relative}")
+    place = f"{prefix}/{relative}"
+    source = files.read(f"{root}/{relative}")
+    # Without docstrings: a hit has no use for them, and they are a fifth of what it reads.
+    code = marshal.dumps(compile(source, place, "exec", dont_inherit=True, optimize=2))
+    is_package = relative.endswith("/__init__.py")
+    return f"    {module!r}: ({place!r}, {status.st_size}, {status.st_mtime_ns}, {is_package}, {code!r}),\n"
 
 
 def _start_of(root: str, door: str) -> list[str]:
