@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 of the controller at random moments: every valid report takes effect once, every other one is counted."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aggregate import feed
+from aggregate.house import House
+from conftest import ROOT
+from infocluster.aggregate import refusals
+
+KILLS = 50
+REPORTS = 20000
+CONF = """[gather]
+durable = false
+[aggregate]
+aggregators = ["Ledger", "Sum"]
+module_dirs = ["modules"]
+directory = "world/nodes"
+look_s = 0.05
+update_period_s = 0.2
+"""
+# The one keeps at every report, the other once for many; both begin from what was kept.
+MODULE = """
+class Ledger(Aggregator):
+    reporttype = "Number"
+    updatetype = "Ledger"
+    requesttypes = "Ledger",
+
+    def __init__(self):
+        self.state = self.restoreData({"total": 0, "reports": 0})
+        self.told = None
+
+    def processReport(self, msg):
+        self.state["total"] += int(msg.data)
+        self.state["reports"] += 1
+        self.saveData(self.state)
+
+    def processREQUEST(self, msg):
+        return self.state
+
+    def getUpdateMessage(self):
+        if self.told == self.state:
+            return None
+        self.told = dict(self.state)
+        return self.told
+
+
+class Sum(Aggregator):
+    requesttypes = "Sum",
+
+    def __init__(self):
+        self.total = self.restoreData(0)
+
+    def process_REPORT_Number(self, msg):
+        self.total += int(msg.data)
+
+    def keep(self):
+        self.saveData(self.total)
+
+    def process_GET_Sum(self, msg):
+        return self.total
+"""
+
+
+@pytest.mark.slow
+def test_every_valid_report_takes_effect_once_whatever_is_killed_when(tmp_path: Path) -> None:
+    site = House(tmp_path, CONF)
+    site.module(MODULE)
+    (tmp_path / "var/www/world").mkdir(parents=True)
+    for server in ("web1", "web2"):
+        (tmp_path / "var/gather" / server / "www").mkdir(parents=True)
+    secrets = tmp_path / "etc/secrets/nodes"
+    secrets.mkdir(parents=True)
+    for number in range(feed.NODES):
+        (secrets / f"node{number}").write_bytes(feed.KEY + f"node{number}".encode())
+    environment = {
+        "PATH": os.defpath,
+        "INFOCLUSTER_CONF": str(tmp_path / "etc/infocluster.toml"),
+        "PYTHONPATH": f"{ROOT}/lib:{ROOT}/tests",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    seed = os.environ.get("SEED", str(time.time_ns()))
+    print("SEED", seed)
+    chance = random.Random(seed)
+    feeder = [sys.executable, feed.__file__, str(tmp_path), seed, str(REPORTS)]
+    controller = [sys.executable, str(ROOT / "batch/controller")]
+    killed = 0
+    with subprocess.Popen(feeder, env=environment, stdout=subprocess.PIPE) as feeding:
+        while killed < KILLS:
+            with subprocess.Popen([*controller, "-serve"], env=environment, stderr=subprocess.PIPE) as process:
+                time.sleep(chance.uniform(0.3, 1.5))
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                process.kill()
+                killed += 1
+        told = json.loads(feeding.communicate(timeout=400)[0])
+    done = subprocess.run(
+        [*controller, "-once"], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    sent, answered = told["sent"], told["answered"]
+    valid = sent["good"] + sent["twice"] + sent["elsewhere"]
+    with site.controller() as control:
+        ledger = json.loads(control.answer({"type": "Ledger"})[0])  # type: ignore[index]
+        assert ledger == {"total": told["total"], "reports": valid}
+        assert control.answer({"type": "Sum"}) == (str(told["total"]).encode(), None)
+        assert control.store.counts() == {"taken": valid, "duplicate": sent["elsewhere"], "malformed": sent["raw"]}
+        nodes = control.store.nodes()
+        assert len(nodes) == feed.NODES and sum(node.reports for node in nodes) == valid
+        updates = control.store.updates()
+        assert json.loads(updates[-1].json) == ledger or updates[-1].type == "Nodes"
+        revisions = [one.revision for one in updates]
+        assert revisions == list(range(revisions[0], revisions[-1] + 1))
+    # Each of the others was refused with its reason, and is counted where it was refused.
+    assert answered == {
+        "good 200": sent["good"],
+        "twice 200": 2 * sent["twice"],
+        "elsewhere 200": 2 * sent["elsewhere"],
+        "signature 403": sent["signature"],
+        "malformed 400": sent["malformed"],
+        "unknown 403": sent["unknown"],
+        "clock 403": sent["clock"],
+    }
+    counts: dict[str, int] = {}
+    ghosts = set()
+    for server in ("web1", "web2"):
+        refused = refusals.read(str(tmp_path / "var/gather" / server / "www/reports.refused"))
+        ghosts |= refused.ghosts.keys()
+        for reason, n in refused.counts.items():
+            counts[reason] = counts.get(reason, 0) + n
+    assert counts == {name: sent[name] for name in ("signature", "malformed", "unknown", "clock")}
+    assert ghosts == {f"ghost{number}" for number in range(7)}
+    published = json.loads((tmp_path / "var/www/world/nodes/status.json").read_text())
+    assert published["counts"]["taken"] == valid

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports: how many a second go through the queue and the controller, what a request takes, and memory over time.
+
+Usage: aggregate.py TREE   (an installation)
+
+The measures: reports a second through controller -once, beside a loop that reads the same files and commits each with
+SQLite; report.cgi and request.cgi under Apache beside the floor; the controller's memory over 200,000 reports
+(promise: what it grows by in the second half is less than 10 MB).
+"""
+
+import os
+import posix
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from aggregate.house import House, report
+from apache import USER, apache
+from bench import measure
+from infocluster import config
+from infocluster.aggregate import signing, wire
+
+REPORTS = 5000
+MANY = int(os.environ.get("BENCH_REPORTS", "200000"))
+PART = 20000
+ROUNDS = 100
+NODES = 50
+GROWTH_MB = 10
+KEY = b"a key of sixteen bytes and more"
+FLOOR = "floor: Python -IS, a header, _exit"
+CONF = '[aggregate]\naggregators = ["Counters"]\n'
+
+
+def main() -> None:
+    tree = Path(sys.argv[1]).resolve()
+    throughput()
+    latency(tree)
+    memory()
+
+
+def filled(site: House, first: int, count: int) -> None:
+    """Put so many reports of counters into a server's queue."""
+    from infocluster.aggregate import messages_pb2
+
+    queue = site.queue()
+    for number in range(first, first + count):
+        node = f"node{number % NODES}"
+        data = messages_pb2.Counters()
+        for name in ("sent", "received", "errors"):
+            data.counters.add(name=name, value=number, time=1795384800 + number)
+        queue.add(wire.content(report("Counters", data.SerializeToString(), f"m{number}", node)))
+        site.now += 0.0001
+
+
+def throughput() -> None:
+    with tempfile.TemporaryDirectory() as top:
+        site = House(Path(top), CONF)
+        filled(site, 0, REPORTS)
+        began = time.perf_counter()
+        with site.controller() as control:
+            while control.take():
+                pass
+            seconds = time.perf_counter() - began
+            assert control.store.counts() == {"taken": REPORTS}
+        began = time.perf_counter()
+        database = sqlite3.connect(f"{top}/plain.sqlite", isolation_level=None)
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("CREATE TABLE taken (id TEXT PRIMARY KEY, data BLOB)")
+        queue = site.queue()
+        for name in list(queue)[:1000]:
+            message = wire.parse(Path(queue.path, name).read_bytes())
+            database.execute("INSERT INTO taken VALUES (?, ?)", (message.id, message.data))
+        plain = (time.perf_counter() - began) / 1000
+        print(f"queue and controller: {REPORTS / seconds:.0f} reports a second")
+        print(f"a commit each, without aggregators: {1 / plain:.0f}; ratio {plain * REPORTS / seconds:.1f}")
+
+
+def latency(tree: Path) -> None:
+    here = Path(__file__).resolve().parent
+    with tempfile.TemporaryDirectory() as top:
+        site = Path(top)
+        site.chmod(0o755)
+        for directory in ("tree/nodes", "gather", "programs", "etc/secrets/nodes"):
+            (site / directory).mkdir(parents=True)
+        conf = site / "etc/infocluster.toml"
+        conf.write_text("")
+        (site / "etc/secrets/nodes/node1").write_bytes(KEY)
+        config.compile_settings(str(conf))
+        shutil.copy(here / "floor.cgi", site / "programs/floor.cgi")
+        from infocluster.aggregate import answers
+
+        (site / "tree/nodes/updates.json").write_text('{"format": "infocluster updates 1"}')
+        (site / "tree/nodes" / answers.answer_name({"type": "FileList"})).write_text('{"files": []}' * 100)
+        programs = site / "programs"
+        extra = (
+            f'ScriptAlias /bench/ "{programs}/"\n<Directory "{programs}">\nRequire all granted\n</Directory>\n'
+            f'SetEnv INFOCLUSTER_CONF "{conf}"'
+        )
+        subprocess.run(["chown", "-R", USER, str(site / "gather")], check=True)
+        with apache(tree, site / "tree", site / "gather", site / "run", extra) as server:
+            runs = {
+                FLOOR: lambda: measure.fetch(server.port, "/bench/floor.cgi"),
+                "request.cgi, published": lambda: measure.fetch(server.port, "/cgi-bin/request.cgi?type=FileList"),
+                "report.cgi, durable": lambda: hand_in(server.port),
+            }
+            measure.in_turn(runs, 5)
+            times = measure.in_turn(runs, ROUNDS)
+    print(f"one client, {ROUNDS} rounds in turn, to the end of the message; ratio to the floor")
+    print(measure.HEAD)
+    for name, seconds in times.items():
+        print(measure.row(name, seconds, times[FLOOR]))
+
+
+def hand_in(port: int) -> None:
+    import http.client
+
+    message = report("Number", b"1" * 500, f"m{time.time_ns()}")
+    body, date = wire.content(message), int(time.time())
+    path = "/cgi-bin/report.cgi"
+    headers = {
+        "X-Seer-Node": "node1",
+        "X-Seer-Id": message.id,
+        "X-Seer-Date": str(date),
+        "X-Seer-Signature": signing.sign(KEY, "POST", path, "node1", message.id, date, body),
+    }
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("POST", path, body, headers)
+    reply = connection.getresponse()
+    assert reply.status == 200, reply.read()
+    reply.read()
+    connection.close()
+
+
+def memory() -> None:
+    with tempfile.TemporaryDirectory() as top:
+        site = House(Path(top), CONF)
+        seen = []
+        with site.controller() as control:
+            for first in range(0, MANY, PART):
+                filled(site, first, PART)
+                while control.take():
+                    pass
+                control.update()
+                shutil.rmtree(site.queue().path)  # as the owner sweeps
+                control.tidy()
+                seen.append(resident_mb())
+            assert control.store.counts()["taken"] == MANY
+    print(f"memory of the controller after each {PART} of {MANY} reports, MB: {' '.join(f'{mb:.0f}' for mb in seen)}")
+    growth = seen[-1] - seen[len(seen) // 2]
+    print(f"growth over the second half {growth:.1f} MB (less than {GROWTH_MB})")
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * posix.sysconf("SC_PAGESIZE") / 1e6
+
+
+if __name__ == "__main__":
+    main()
