@@ -91,8 +91,10 @@ def _fits_core_filer(value: Any) -> bool:
 
 NETWORK = Kind('an address or network, such as "192.0.2.7" or "192.0.2.0/24"', _fits_network)
 CORE_FILER = Kind(f"a name of at most {names.NAME_LIMIT} printable characters", _fits_core_filer)
+_UMASKS = frozenset(f"{mode:0{width}o}" for mode in range(0o1000) for width in (3, 4))
 DIRECTORIES = _list_of(DIRECTORY)
 TEXTS = _list_of(TEXT)
+OCTAL = Kind('an octal umask such as "007"', lambda value: isinstance(value, str) and value in _UMASKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +119,16 @@ SECTIONS = {
     "mail": "Letters: batch/mail-report and the notices of the other programs.",
     "poll": "The polling agent: cgi-bin/poll.cgi and batch/backup-watch, on the host that a storage cluster polls.",
     "aggregate": "Reports of nodes: cgi-bin/report.cgi and request.cgi, batch/controller, and batch/node-report on a node.",
+    "accounting": "An example of feeding SSM2's outgoing directory: batch/accounting-nightly.",
     "push_hosts": "Hosts that get what is pushed first and then push it on, each to a share of the servers.",
     "groups": "Names for sets of servers. Repeat the section for each.",
     "servers": "One section a server, or a set of equal ones. Repeat it for each.",
+    "queues": "Directory queues that several users share by a group, for check-site. Repeat the section for each.",
     "core_filers": "Core filers whose backups the polling agent looks after. Repeat the section for each; every "
     "backend has an example in lib/infocluster/poll/backends/.",
 }
 
-REPEATED = frozenset({"push_hosts", "groups", "servers", "core_filers"})
+REPEATED = frozenset({"push_hosts", "groups", "servers", "queues", "core_filers"})
 
 # A setting's type, default and reason stand together.
 # fmt: off
@@ -366,6 +370,21 @@ TABLE = (
     Setting("aggregate", "disks", TEXTS, ["/"], "On a node: directories whose file systems HealthCollector looks at."),
     Setting("aggregate", "queues", TEXTS, [], "On a node: simple directory queues whose lengths it tells."),
     Setting(
+        "accounting", "queue_dir", DIRECTORY, "var/outgoing",
+        "SSM2's outgoing directory, usually /var/spool/apel/outgoing.",
+    ),
+    Setting("accounting", "site", TEXT, "", "What the site is called in messages, in ASCII; by default site.name."),
+    Setting("accounting", "umask", OCTAL, "007", "Of what is added: 007 lets a group share the queue with ssmsend."),
+    Setting(
+        "accounting", "limit_bytes", _whole(1024, 1 << 30), 983616,
+        "Bytes of a message; larger ones are split. A broker takes 1 MB, signature included.",
+    ),
+    Setting("queues", "queue_dir", DIRECTORY, None, "The queue's top directory. Required."),
+    Setting(
+        "queues", "users", TEXTS, None,
+        "Who adds to it and consumes it, such as [\"www-data\", \"apel\"]; all are in its group. Required.",
+    ),
+    Setting(
         "push_hosts", "name", TEXT, None,
         "The host name of a push host, or several as a node set: \"push[1-2].example.edu\". Required.",
     ),
@@ -462,6 +481,7 @@ _DIRECTORIES = (
     "module_dirs",
     "files_dir",
     "spool_dir",
+    "queue_dir",
 )
 
 

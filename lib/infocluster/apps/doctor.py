@@ -25,7 +25,7 @@ from importlib.util import cache_from_source, find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infocluster import config, files, processes
-from infocluster.apps import accounts, forms_declared, installation
+from infocluster.apps import accounts, forms_declared, installation, queue_check
 from infocluster.apps.accounts import User
 from infocluster.config import Settings
 from infocluster.cron.command import Run
