@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """SEER/1.0 messages: what is read, what is refused, and nothing else ever raised."""
 
+import hashlib
+import hmac
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infocluster.aggregate import wire
+from infocluster.aggregate import signing, wire
 from infocluster.aggregate.wire import BadMessageError, Message
 
 HEAD = b"SEER/1.0 REPORT\nId: a-1\nSrc: node1\nType: FileOutput\nContent-Length: 3\n\nabc"
@@ -84,3 +87,9 @@ def test_any_bytes_are_a_message_or_an_error_of_ours(data: st.DataObject) -> Non
 def test_what_cannot_travel_is_not_written() -> None:
     with pytest.raises(BadMessageError):
         wire.content(Message("REPORT", "a", "b", "c", fields={"filename": "a\nId: other"}))
+
+
+@given(st.binary(max_size=200), st.binary(max_size=300))
+def test_signature_is_hmac_sha256(key: bytes, body: bytes) -> None:
+    text = b"POST\n/x\nnode1\nm1\n5\n" + hashlib.sha256(body).hexdigest().encode()
+    assert signing.sign(key, "POST", "/x", "node1", "m1", 5, body) == hmac.digest(key, text, "sha256").hex()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports: how many a second go through the queue and the controller, what a request takes, and memory over time.
 
-Usage: aggregate.py TREE   (an installation)
+Usage: reports.py TREE   (an installation)
 
 The measures: reports a second through controller -once, beside a loop that reads the same files and commits each with
 SQLite; report.cgi and request.cgi under Apache beside the floor; the controller's memory over 200,000 reports
