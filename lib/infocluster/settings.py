@@ -188,6 +188,10 @@ TABLE = (
     ),
     Setting("survey", "app", NAME, "survey", "The application's name below the gather directories."),
     Setting(
+        "survey", "store", _one_of("segments", "queue"), "segments",
+        "What keeps its records there: a file a day, or a directory queue, which other programs can consume too.",
+    ),
+    Setting(
         "survey", "directory", TREE_PATH, "world/survey",
         "Where the night publishes, and where on a web server the CGI finds what it shows.",
     ),

@@ -36,7 +36,9 @@ def answer(request: Request) -> Response:
     if request.method == "GET":
         agent = request.variables.get(b"HTTP_USER_AGENT", b"")[: survey["agent_limit_bytes"]]
         record = {"agent": agent.decode("utf-8", "replace")}
-        drop.append(survey["app"], record, request.settings["gather"], request.variable("SERVER_GATHER"))
+        drop.append(
+            survey["app"], record, request.settings["gather"], request.variable("SERVER_GATHER"), survey["store"]
+        )
     try:
         body = files.read(_summary_file(request))
     except FileNotFoundError:

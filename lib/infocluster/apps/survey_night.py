@@ -73,7 +73,7 @@ class VisitCount:
 
     def map(self, segment: str, block: bytes) -> tuple[Tally, int]:
         """Count a block of whole lines; a line that is no visit is counted as bad."""
-        day, bad = segment.removesuffix(".jsonl"), 0
+        day, bad = collect.day_of(segment), 0
         try:
             visits = _decoder.decode_lines(block)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -117,8 +117,14 @@ def work(run: Run) -> str:
     database = f"{settings['site']['state_dir']}/{app}.sqlite"
     expected = tuple(server.name for server in servers.of_kind(settings, "web")) if settings["servers"] else ()
     source = collect.Source(gather["gather_dir"], app, host, expected)
+    queue = collect.Source(gather["gather_dir"], app, host, (), "queue")
     with cursor.opened(database, tables.SCHEMA + agents.SCHEMA) as position:
-        found = collect.look(source, position.positions(app, host))
+        before = position.positions(app, host)
+        found = collect.look(source, before)
+        # Both stores, whichever is in use: a change from one to the other loses nothing.
+        queued = collect.look(queue, before)
+        found.parts += queued.parts
+        found.faults += queued.faults
         for fault in found.faults:
             run.fault(fault)
         size = sum(part.end - part.start for part in found.parts)
@@ -141,6 +147,10 @@ def work(run: Run) -> str:
             for reached in behind:
                 position.advance(reached)
         reached_now = position.positions(app, host)
+        removed = collect.consume(queue, queued.seen & reached_now.keys())
+        found.seen |= queued.seen - removed
+        with position.transaction():
+            position.forget(app, host, collect.gone(queue, queued.seen, reached_now))
         seen = [reached_now[key] for key in sorted(found.seen) if key in reached_now]
         written = _publish(position, settings, marks.document(app, seen, time.time()), run)
         visits = sum(counts.values())

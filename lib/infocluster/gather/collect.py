@@ -13,10 +13,13 @@ An application's records on one host are found at ``<gather_dir>/<server>/<host>
 ``entries``
     a directory with one file an entry; an entry is read once, when it is a plain file and its name does not
     begin with ``.``.
+``queue``
+    a simple directory queue (see `queue.simple`) with an element a record, read without a lock: an element is whole
+    when it is seen, and never changes. It is known by its name alone, as ``DDDDDDDD/SSSSSSSSMMMMMR``.
 
-For the last three the shared lock is taken where the writer's lock file ``<app>.lock`` exists, and the file's own
-flock besides: writers of either habit are waited for. NFS does not carry a server's own locks to the batch host;
-check-site says whether they exclude there.
+For lines, separated and entries the shared lock is taken where the writer's lock file ``<app>.lock`` exists, and the
+file's own flock besides: writers of either habit are waited for. NFS does not carry a server's own locks to the batch
+host; check-site says whether they exclude there.
 
 A file is known by its name and its first record (`first_id`): the record's ``id``, or the SHA-256 of the first
 line, 16 hexadecimal digits of it, where it has none. A file that was emptied and begun again is new.
@@ -28,6 +31,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -37,8 +41,10 @@ from infocluster import names
 from infocluster.errors import InfoclusterError, UnavailableError, reason
 from infocluster.gather.cursor import Position
 from infocluster.locks import lockfile
+from infocluster.queue import simple
+from infocluster.queue.simple import Simple
 
-FORMS = ("segments", "lines", "separated", "entries")
+FORMS = ("segments", "lines", "separated", "entries", "queue")
 TAIL_BYTES = 256
 BLOCK_BYTES = 1 << 20
 LOCK_TIMEOUT_S = 30.0
@@ -91,8 +97,11 @@ class Part:
         Raises:
             OSError: the file is gone or cannot be read.
         """
-        with open(self.path, "rb") as file:
-            tail = _tail(file.fileno(), self.end)
+        tail = ""
+        # An element of a queue never changes, and may be consumed by now.
+        if not simple.is_name(self.segment):
+            with open(self.path, "rb") as file:
+                tail = _tail(file.fileno(), self.end)
         return Position(self.server, self.host, self.app, self.segment, self.first_id, self.end, tail)
 
 
@@ -141,6 +150,8 @@ def look(source: Source, positions: Positions) -> Found:
             continue  # nobody sent anything to this server, or it is none
         except OSError as error:
             found.faults.append(f"cannot read {top}: {reason(error)}")
+        except UnavailableError as error:
+            found.faults.append(str(error))
     return found
 
 
@@ -175,9 +186,9 @@ def content(part: Part) -> bytes:
 
 def records(text: bytes, source: Source) -> Iterator[tuple[bytes, int]]:
     """Yield each record of a text and the bytes that it took, its end included."""
-    if source.form == "entries":
+    if source.form in ("entries", "queue"):
         if text:
-            yield text, len(text)
+            yield text.removesuffix(b"\n") if source.form == "queue" else text, len(text)
         return
     place = 0
     while (stop := text.find(source.end, place)) >= 0:
@@ -194,9 +205,55 @@ def first_id(first_record: bytes) -> str:
     return found if isinstance(found, str) and found else hashlib.sha256(first_record).hexdigest()[:16]
 
 
+def day_of(segment: str) -> str:
+    """Return the day (UTC) of a segment's records, or of an element of a queue, as ``YYYY-MM-DD``."""
+    if simple.is_name(segment):
+        return time.strftime("%Y-%m-%d", time.gmtime(int(segment[9:17], 16)))
+    return segment.removesuffix(".jsonl")
+
+
+def consume(source: Source, read: set[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
+    """Remove what was read and committed from the queues that this user may remove from, and purge those.
+
+    Args:
+        source: what was read, of the form ``queue``.
+        read: (server, element, first_id) of what was committed.
+
+    Returns:
+        What was removed. Another user's queue is left as it is: its owner sweeps it.
+
+    Raises:
+        UnavailableError: a queue that is ours to write cannot be written.
+    """
+    removed = set()
+    for server in sorted({server for server, _, _ in read}):
+        top = f"{source.gather_dir}/{server}/{source.host}/{source.app}"
+        if not os.access(top, os.W_OK):
+            continue
+        queue = Simple(top)
+        for key in sorted(key for key in read if key[0] == server and simple.is_name(key[1])):
+            if os.access(f"{top}/{key[1][:8]}", os.W_OK) and queue.lock(key[1]) and queue.remove(key[1]):
+                removed.add(key)
+        queue.purge()
+    return removed
+
+
+def gone(source: Source, seen: set[tuple[str, str, str]], positions: Positions) -> list[tuple[str, str, str]]:
+    """Return the elements of queues that were read and are no more, so that nobody has to remember them.
+
+    Only of servers that showed another element: one that shows none may be out of reach, with all that it has.
+    """
+    alive = {server for server, _, _ in seen}
+    return [key for key in positions if key[0] in alive and key not in seen and simple.is_name(key[1])]
+
+
 def _segments(top: str, source: Source) -> Iterator[tuple[str, str]]:
     if source.form in ("lines", "separated"):
         yield source.app, top
+        return
+    if source.form == "queue":
+        for name in Simple(top):
+            yield name, f"{top}/{name}"
         return
     for name in sorted(os.listdir(top)):
         is_segment = name.endswith(".jsonl") and names.is_name(name)
@@ -207,9 +264,12 @@ def _segments(top: str, source: Source) -> Iterator[tuple[str, str]]:
 
 def _look_at(found: Found, positions: Positions, source: Source, server: str, segment: str, path: str) -> None:
     form = source.form
+    if form == "queue" and (server, segment, segment[9:]) in positions:
+        found.seen.add((server, segment, segment[9:]))
+        return
     try:
         with ExitStack() as stack:
-            if form != "segments":
+            if form not in ("segments", "queue"):
                 _wait_for_writer(stack, path, form)
             # O_NONBLOCK: a fifo in the place of a file must not stop the night.
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -218,6 +278,11 @@ def _look_at(found: Found, positions: Positions, source: Source, server: str, se
             if not stat.S_ISREG(status.st_mode):
                 if form != "entries":
                     found.faults.append(f"cannot read {path}: no plain file")
+                return
+            if form == "queue":
+                found.seen.add((server, segment, segment[9:]))
+                part = Part(path, server, source.host, source.app, segment, segment[9:], 0, status.st_size)
+                found.parts.append(part)
                 return
             end = status.st_size if form == "entries" else _last_end(fd, status.st_size, source.end)
             first = _first_record(fd, end, source)

@@ -15,7 +15,7 @@ Source: SQLite, atomic commit; zlib.crc32.
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -89,6 +89,13 @@ class Cursor:
                 position.offset,
                 position.tail,
             ),
+        )
+
+    def forget(self, app: str, host: str, keys: Iterable[tuple[str, str, str]]) -> None:
+        """Forget, inside a transaction, files that are gone for good, by (server, segment, first_id)."""
+        self.db.executemany(
+            "DELETE FROM positions WHERE app = ? AND host = ? AND server = ? AND segment = ? AND first_id = ?",
+            [(app, host, *key) for key in keys],
         )
 
     def _roll_back(self) -> None:

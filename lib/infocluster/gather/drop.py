@@ -12,6 +12,8 @@ acknowledged: the next writer ends it, and the reader counts it as no record.
 
 A hit loads this module: it stays with `posix`.
 
+An application may use a simple directory queue instead (see `queue.simple`): an element a record, the same line.
+
 Source: gather documentation; RFC 8259; JSON Lines; open(2), fsync(2).
 """
 
@@ -26,11 +28,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+SEGMENTS = "segments"
+QUEUE = "queue"
 _DIRECTORY_MODE = 0o755
 _FILE_MODE = 0o644
 
 
-def append(app: str, record: "dict[str, Any]", settings: "dict[str, Any]", directory: str | None = None) -> str:
+def append(
+    app: str,
+    record: "dict[str, Any]",
+    settings: "dict[str, Any]",
+    directory: str | None = None,
+    store: str = SEGMENTS,
+) -> str:
     """Append one record to an application's segment of the day and return its id.
 
     When this returns, the record is in the segment once and whole and, with ``durable``, on the disk.
@@ -41,6 +51,7 @@ def append(app: str, record: "dict[str, Any]", settings: "dict[str, Any]", direc
             and ``time`` are added where it has none.
         settings: the section ``[gather]``: ``durable``, ``lock_timeout_s``, ``limit_bytes``.
         directory: the gather directory; by default what SERVER_GATHER names.
+        store: `SEGMENTS`, or `QUEUE` to add it as an element to a directory queue ``<directory>/<app>``.
 
     Raises:
         UsageError: the name is none.
@@ -63,6 +74,11 @@ def append(app: str, record: "dict[str, Any]", settings: "dict[str, Any]", direc
         raise BadInputError(
             f"cannot gather a record for {app}: {len(content)} bytes, and {settings['limit_bytes']} are allowed"
         )
+    if store == QUEUE:
+        from infocluster.queue.simple import Simple
+
+        Simple(f"{directory}/{app}", durable=settings["durable"]).add(content)
+        return record_id
     day = time.strftime("%Y-%m-%d", time.gmtime(when))
     segment = f"{directory}/{app}/{day}.jsonl"
     try:

@@ -3,7 +3,8 @@
 
 A segment goes when its day has ended more than `keep_days` ago and a mark covers all of it; a last line without
 its end was torn by a crash, was never acknowledged, and keeps nothing. It is looked at and unlinked under the
-application's lock, so no writer can add to it in between.
+application's lock, so no writer can add to it in between. Of a queue, each element that a mark names goes when it is
+as old as that, and what died in it is purged.
 
 An entry, one record a file, ``<app>/<id>.json``, goes in the same way, its day being that of the file's time. What
 came with records, in ``<app>.files/``, goes when no record names it any more and it is older than a day; so do
@@ -19,6 +20,8 @@ from infocluster.errors import InfoclusterError, reason
 from infocluster.gather import collect
 from infocluster.gather.marks import Mark
 from infocluster.locks import lockfile
+from infocluster.queue import simple
+from infocluster.queue.simple import Simple
 
 DAY_S = 86400
 
@@ -48,13 +51,13 @@ def sweep(
     Returns:
         How many were dropped.
     """
+    dropped = _sweep_queue(f"{directory}/{app}", app, marks, now - keep_days * DAY_S, say, fault)
     covered = {(mark.segment, mark.first_id): mark.offset for mark in marks if mark.app == app}
     top = f"{directory}/{app}"
-    dropped = 0
     try:
         segments = sorted(name for name in os.listdir(top) if name.endswith((".jsonl", ".json")))
     except FileNotFoundError:
-        return 0
+        return dropped
     for segment in segments:
         try:
             ended = _end_of_day(segment) if segment.endswith(".jsonl") else os.stat(f"{top}/{segment}").st_mtime
@@ -96,6 +99,32 @@ def _sweep_files(top: str, now: float, say: Callable[[str], None], fault: Callab
 def _text(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
+
+
+def _sweep_queue(
+    top: str,
+    app: str,
+    marks: list[Mark],
+    before: float,
+    say: Callable[[str], None],
+    fault: Callable[[str], None],
+) -> int:
+    """Remove the elements that are read and older than a time, purge the queue, and return how many went."""
+    if not os.path.isdir(top):
+        return 0
+    queue, dropped = Simple(top), 0
+    try:
+        for mark in marks:
+            name = mark.segment
+            if mark.app != app or not simple.is_name(name) or int(name[9:17], 16) > before:
+                continue
+            if queue.lock(name) and queue.remove(name):
+                dropped += 1
+                say(f"drop {app}/{name}")
+        queue.purge()
+    except InfoclusterError as error:
+        fault(str(error))
+    return dropped
 
 
 def _is_covered(path: str, segment: str, covered: dict[tuple[str, str], int]) -> bool:
