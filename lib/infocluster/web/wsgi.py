@@ -3,8 +3,8 @@
 
 ``gunicorn infocluster.web.wsgi:application`` or mod_wsgi's ``WSGIScriptAlias`` run it. A request for
 ``/cgi-bin/NAME/...`` is answered by the handler that ``cgi-bin/NAME`` names; there is no second list. The same
-variables count as for a CGI program; what the server does not set of SERVER_GATHER and DOCUMENT_ROOT is taken from the
-environment of the process. Settings and declarations are read at each request, so that a change takes effect at once.
+variables count as for a CGI program; what the server does not set of SERVER_GATHER and DOCUMENT_ROOT is taken from
+the environment of the process. Settings and declarations are read at each request: a change takes effect at once.
 
 Source: PEP 3333; RFC 3875.
 """
