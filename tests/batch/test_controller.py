@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""controller as a process over three servers: their reports, what is published and pushed, what owners drop."""
+
+import json
+import os
+import time
+
+from aggregate.house import files_report
+from conftest import Site
+from infocluster.aggregate import wire
+from infocluster.queue.simple import Simple
+
+PUSH = '[aggregate]\npush = true\nmetrics_file = "{root}/metrics.prom"\naggregators = ["FileProcessor"]\n'
+
+
+def put(site: Site, server: str, message: wire.Message, age_s: float) -> None:
+    queue = Simple(str(site.gather(server) / "reports"), clock=lambda: time.time() - age_s)
+    queue.add(wire.content(message))
+
+
+def test_reports_of_all_servers_are_read_published_pushed_and_dropped_by_their_owners(site: Site) -> None:
+    site.configure(PUSH.format(root=site.root))
+    for number, server in enumerate(site.servers):
+        put(site, server, files_report(f"old-{server}", f"node{number}", a_txt=server.encode()), 7200)
+    put(site, "web1", files_report("young", "node0", b_txt=b"young"), 0)
+    done = site.batch("controller", "-once")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("controller: 4 reports read, 2 updates\n")
+    # Every server answers from its own copy, by JSON and by hand of a person.
+    for server in site.servers:
+        reply = site.cgi("request.cgi", server=server, QUERY_STRING="type=FileList")
+        assert [one["node"] for one in json.loads(reply.body)["files"]] == ["node0", "node0", "node1", "node2"]
+        assert reply.fields["X-Infocluster-Source"] == "published" and int(reply.fields["Age"]) < 100
+        query = "type=File&name=a.txt&node=node1&format=raw"
+        assert site.cgi("request.cgi", server=server, QUERY_STRING=query).body == b"web2"
+        # Of no node in particular, and there are three: nothing of this kind is published.
+        assert site.cgi("request.cgi", server=server, QUERY_STRING="type=File&name=a.txt").status == 404
+        shown = site.cgi("status.cgi", server=server).body.decode()
+        assert "published it" in shown and "node2" in shown and "<td>silent</td>" in shown
+        told = site.cgi("status.cgi", server=server, QUERY_STRING="format=openmetrics")
+        assert told.fields["Content-Type"].startswith("application/openmetrics-text")
+        assert 'infocluster_node_files{node="node0"} 2.0\n' in told.body.decode()
+    assert (site.root / "metrics.prom").read_text().endswith("# EOF\n")
+    # Run again it reads nothing anew, and publishes the same.
+    again = site.batch("controller", "-once")
+    assert again.stdout.endswith("controller: 0 reports read, 0 updates\n") and not again.stderr
+    # Each owner drops what was read, once nothing can be added to it; what is young stays.
+    left = {}
+    for server in site.servers:
+        marks = str(site.delivered(server) / "gather/marks")
+        swept = site.batch("gather-sweep", "-marks", marks, SERVER_GATHER=str(site.gather(server)))
+        assert (swept.returncode, swept.stderr) == (0, "") and "drop 1 report\n" in swept.stdout
+        left[server] = sum(len(names) for _, _, names in os.walk(site.gather(server) / "reports"))
+    assert left == {"web1": 1, "web2": 0, "web3": 0}
+    assert site.batch("controller", "-once").stdout.endswith("controller: 0 reports read, 0 updates\n")
+
+
+def test_what_an_install_would_remove_again_is_not_published(site: Site) -> None:
+    (site.root / "var/wwwdev/world/nodes").mkdir()
+    done = site.batch("controller", "-once")
+    assert done.returncode == 1 and ".wwwinstrc add the lines" in done.stderr
+    (site.root / "var/wwwdev/world/nodes/.wwwinstrc").write_text("*\n")
+    assert site.batch("controller", "-once").returncode == 0
+    assert (site.production / "world/nodes/index.html").exists()
+
+
+def test_module_that_cannot_be_loaded_is_told_and_the_others_run(site: Site) -> None:
+    modules = site.root / "modules"
+    modules.mkdir(mode=0o755)
+    (modules / "bad.py").write_text(
+        "from infocluster.aggregate.base import Aggregator\nclass Bad(Aggregator): pass\n1 / 0\n"
+    )
+    site.configure(f'[aggregate]\nmodule_dirs = ["{modules}"]\naggregators = ["Bad", "FileProcessor"]\n')
+    put(site, "web1", files_report("1", a_txt=b"x"), 0)
+    done = site.batch("controller", "-once")
+    assert done.returncode == 1 and f"{modules}/bad.py:3: cannot load it: ZeroDivisionError" in done.stderr
+    assert done.stdout.endswith("controller: 1 report read, 1 update\n")
+    assert site.batch("controller").returncode == 64
