@@ -168,11 +168,10 @@ def _hand_in(run: Run, node: str, key: bytes, spool: _Spool) -> tuple[int, int]:
                 run.fault(f"cannot keep report {name}: over {own['spool_limit']} wait, the oldest goes")
             else:
                 try:
-                    _send(run, sender, node, key, content, spool, name)
+                    sent += _send(run, sender, node, key, content, spool, name)
                 except UnavailableError as error:
                     run.fault(str(error))
                     break
-                sent += 1
             os.unlink(path)
     finally:
         sender.close()
@@ -180,8 +179,8 @@ def _hand_in(run: Run, node: str, key: bytes, spool: _Spool) -> tuple[int, int]:
     return sent, spool.queue.count()
 
 
-def _send(run: Run, sender: "_Sender", node: str, key: bytes, content: bytes, spool: _Spool, name: str) -> None:
-    """Send one report, or set it aside.
+def _send(run: Run, sender: "_Sender", node: str, key: bytes, content: bytes, spool: _Spool, name: str) -> bool:
+    """Send one report, or set it aside; return whether it was taken.
 
     Raises:
         UnavailableError: it was not taken now.
@@ -191,7 +190,7 @@ def _send(run: Run, sender: "_Sender", node: str, key: bytes, content: bytes, sp
     except InfoclusterError as error:
         run.fault(f"cannot send report {name}: {error}")
         spool.refused.add(content)
-        return
+        return False
     date = int(time.time())
     headers = {
         "Content-Type": "application/x-seer",
@@ -202,7 +201,7 @@ def _send(run: Run, sender: "_Sender", node: str, key: bytes, content: bytes, sp
     }
     status, said = sender.post(content, headers)
     if status == 200 and said.split(" ")[0] in ("stored", "duplicate") and said.rstrip().endswith(" " + message_id):
-        return
+        return True
     line = f"cannot hand in report {message_id}: {sender.url} answers {status} {said.strip()[:200]}"
     if status in NEVER:
         run.fault(line + "; it is set aside")
@@ -210,7 +209,7 @@ def _send(run: Run, sender: "_Sender", node: str, key: bytes, content: bytes, sp
         for number, old in enumerate(reversed(list(spool.refused))):
             if number >= REFUSED_LIMIT and spool.refused.lock(old):
                 spool.refused.remove(old)
-        return
+        return False
     raise UnavailableError(line)
 
 

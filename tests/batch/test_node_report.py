@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""node-report as a process: the order of what waits, what a server will never take, collectors that fail."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from aggregate.cluster import KEY
+from conftest import Site
+from infocluster.aggregate import wire
+
+MODULE = """from infocluster.aggregate.base import Collector
+class Three(Collector):
+    def getReport(self, now):
+        return [("Number", str(n).encode()) for n in range(3)]
+class Raises(Collector):
+    def getReport(self, now):
+        raise RuntimeError("broken")
+class Hangs(Collector):
+    def getReport(self, now):
+        while True: pass
+class Wrong(Collector):
+    def getReport(self, now):
+        return "text"
+"""
+
+
+@contextmanager
+def taker(answers: list[int | None]) -> Iterator[tuple[int, list[bytes]]]:
+    """Serve HTTP on a port: the next status of the list to each POST, None hangs up, 200 after the last."""
+    taken: list[bytes] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            message = wire.parse(self.rfile.read(int(self.headers["Content-Length"])))
+            status = answers.pop(0) if answers else 200
+            if status is None:
+                self.close_connection = True
+                return
+            body = f"{'stored' if status == 200 else 'refused:'} {message.id}\n".encode()
+            if status == 200:
+                taken.append(message.data)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port, taken
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def configure(site: Site, port: int, *collectors: str) -> None:
+    modules = site.root / "modules"
+    modules.mkdir(mode=0o755, exist_ok=True)
+    (modules / "own.py").write_text(MODULE)
+    keys = site.root / "etc/secrets/nodes"
+    keys.mkdir(parents=True, exist_ok=True)
+    (keys / "node1").write_bytes(KEY)
+    named = ", ".join(f'"{name}"' for name in collectors)
+    site.configure(
+        f'[aggregate]\nnode = "node1"\nreport_url = "http://127.0.0.1:{port}/x"\nmodule_dirs = ["{modules}"]\n'
+        f"collectors = [{named}]\ncall_limit_s = 0.3\n"
+    )
+
+
+def test_one_that_is_not_taken_now_is_overtaken_by_none(site: Site) -> None:
+    with taker([200, 503, 200, 403]) as (port, taken):
+        configure(site, port, "Three")
+        said = []
+        for expected in (1, 1, 0):
+            done = site.batch("node-report", *(["-resend"] if said else []))
+            assert done.returncode == expected, done.stderr
+            said.append(done.stdout.partition("made, ")[2].strip())
+        assert said == ["1 handed in, 2 left", "1 handed in, 1 left", "1 handed in, 0 left"]
+        assert taken == [b"0", b"1", b"2"]
+
+
+def test_what_a_server_will_never_take_is_set_aside(site: Site) -> None:
+    with taker([413, 200, 400]) as (port, taken):
+        configure(site, port, "Three")
+        done = site.batch("node-report")
+        assert done.returncode == 1 and done.stdout.endswith("1 handed in, 0 left\n") and taken == [b"1"]
+        assert done.stderr.count("it is set aside") == 2
+        assert len(list((site.root / "var/state/spool/refused").rglob("*"))) >= 3
+
+
+def test_collector_that_fails_is_told_and_the_others_are_asked(site: Site) -> None:
+    with taker([]) as (port, taken):
+        configure(site, port, "Raises", "Hangs", "Wrong", "Three", "Nowhere")
+        done = site.batch("node-report")
+        assert done.returncode == 1 and taken == [b"0", b"1", b"2"]
+        for word in ("by Raises: RuntimeError: broken", "by Hangs: not done after 0.3 s", "by Wrong:", "'Nowhere'"):
+            assert word in done.stderr, word
+        shown = site.batch("node-report", "-show")
+        assert "Three: Number, 1 bytes" in shown.stdout and len(taken) == 3
+
+
+def test_without_key_or_address_nothing_is_made(site: Site) -> None:
+    configure(site, 1, "Three")
+    (site.root / "etc/secrets/nodes/node1").unlink()
+    assert site.batch("node-report").returncode == 78
+    (site.root / "etc/secrets/nodes/node1").write_bytes(b"short")
+    assert site.batch("node-report").returncode == 78
+    (site.root / "etc/secrets/nodes/node1").write_bytes(KEY)
+    done = site.batch("node-report")
+    assert done.returncode == 1 and "cannot reach" in done.stderr and done.stdout.endswith("3 left\n")
