@@ -160,7 +160,11 @@ def _ssm_check(run: Run, options: Options, given: list[str]) -> str:
         contents = _contents(file, options)
         found = [fault for content in contents for fault in ssm.faults(content, options.limit_bytes)]
         bad += bool(found)
-        run.say(f"{file}: {'; '.join(dict.fromkeys(found))}" if found else f"{file}: ok, {len(contents)} of it")
+        run.say(
+            f"{file}: {'; '.join(dict.fromkeys(found))}"
+            if found
+            else f"{file}: ok" + f", in {len(contents)} messages" * options.split
+        )
     if bad:
         raise BadInputError(f"cannot send {bad} of {len(given) or 1} through SSM2")
     return ""
