@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_the_first_aggregator_ever_written_gets_files_from_a_node_to_the_page(op
         for word in ("node1", "result.txt", "<svg", "processor seconds", "reporting"):
             assert word in html, word
         # Live, once the controller stays.
-        with site.serving():
+        with site.serving() as controller:
             until(lambda: site.get("/cgi-bin/request.cgi?type=FileList")[1]["X-Infocluster-Source"] == "live")
             (open_dir / "out/more.txt").write_text("more\n")
             assert site.run("node-report", conf="node1").returncode == 0
@@ -75,6 +76,12 @@ def test_the_first_aggregator_ever_written_gets_files_from_a_node_to_the_page(op
             assert site.get("/cgi-bin/request.cgi?type=Nothing")[0] == 404
             body = site.get("/cgi-bin/request.cgi?updates", Accept="application/x-protobuf")[2]
             assert len(messages_pb2.Updates.FromString(body).updates) > 3
+            # There is one controller; one that does not answer in time is not waited for.
+            assert site.run("controller", "-once").returncode == 75
+            controller.send_signal(signal.SIGSTOP)
+            fields = site.get("/cgi-bin/request.cgi?type=FileList")[1]
+            assert fields["X-Infocluster-Source"] == "published"
+            controller.send_signal(signal.SIGCONT)
         assert "Failed open/read none" in site.told and site.told.count("\n") == 1
         metrics = site.get("/cgi-bin/status.cgi?format=openmetrics")[2].decode()
         assert 'infocluster_node_up{node="node1"} 1.0\n' in metrics and metrics.endswith("# EOF\n")

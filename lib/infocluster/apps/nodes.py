@@ -163,11 +163,15 @@ class Rounds:
             self._is_news = False
             if self.own["push"] and (done.written or done.removed):
                 self._push()
-        except (InfoclusterError, OSError) as error:
-            text = f"{error.filename}: {reason(error)}" if isinstance(error, OSError) else str(error)
-            # Nobody knows what of it is in place: the next round gives all of it again.
-            self._placed.clear()
-            self.control.fault(f"cannot publish: {text}")
+        except InfoclusterError as error:
+            self._unpublished(str(error))
+        except OSError as error:
+            self._unpublished(f"cannot publish {error.filename}: {reason(error)}")
+
+    def _unpublished(self, why: str) -> None:
+        # Nobody knows what of it is in place: the next round gives all of it again.
+        self._placed.clear()
+        self.control.fault(why)
 
     def _is_new(self, name: str, content: bytes) -> bool:
         return self._placed.get(name) != nodes_served.etag(content)
