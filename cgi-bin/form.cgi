@@ -18,8 +18,8 @@ Writes: $SERVER_GATHER/form-NAME/YYYY-MM-DD.jsonl, under $SERVER_GATHER/form-NAM
 Environment: SERVER_GATHER, DOCUMENT_ROOT, PATH_INFO, REQUEST_METHOD, CONTENT_TYPE, CONTENT_LENGTH, HTTP_ORIGIN,
   HTTP_HOST, REMOTE_ADDR (RFC 3875); INFOCLUSTER_CONF
 Exit status: 0, and an HTTP status: 200; 303 taken; 400 a body that is not whole; 403 from another site; 404 no such
-  form; 405 another method; 411, 413, 415 a body of no length, too large, of another type; 422 see there; 429 too often;
-  503 it cannot be kept now; 500 a fault of ours.
+  form; 405 another method; 411, 413, 415 a body of no length, too large, of another type; 422 see there; 429 too
+  often; 503 it cannot be kept now; 500 a fault of ours.
 See also: forms-nightly(1)
 """
 import os.path, sys

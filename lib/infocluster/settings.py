@@ -118,7 +118,7 @@ SECTIONS = {
     "push": "The production tree on its way to the servers.",
     "mail": "Letters: batch/mail-report and the notices of the other programs.",
     "poll": "The polling agent: cgi-bin/poll.cgi and batch/backup-watch, on the host that a storage cluster polls.",
-    "aggregate": "Reports of nodes: cgi-bin/report.cgi and request.cgi, batch/controller, and batch/node-report on a node.",
+    "aggregate": "Reports of nodes: cgi-bin/report.cgi, request.cgi, batch/controller, batch/node-report on a node.",
     "accounting": "An example of feeding SSM2's outgoing directory: batch/accounting-nightly.",
     "push_hosts": "Hosts that get what is pushed first and then push it on, each to a share of the servers.",
     "groups": "Names for sets of servers. Repeat the section for each.",
@@ -202,11 +202,11 @@ TABLE = (
     Setting("survey", "top", _whole(1, 1000), 12, "Rows a table or a picture shows by name; the rest is summed up."),
     Setting(
         "forms", "forms_dir", DIRECTORY, "etc/forms",
-        "Where the declarations are, NAME.toml for form.cgi/NAME; the same on the batch host and on every web server.",
+        "Where the declarations are, NAME.toml for form.cgi/NAME; the same on batch host and web servers.",
     ),
     Setting(
         "forms", "secret", NAME, "forms",
-        "The file in etc/secrets that signs what a form sends back; the same on every web server, for its user to read.",
+        "The file in etc/secrets that signs what a form sends back; the same on all servers, for their user to read.",
     ),
     Setting(
         "forms", "directory", TREE_PATH, "world/forms",
@@ -356,7 +356,7 @@ TABLE = (
         "A file for a textfile collector of others' monitoring, such as \"/var/lib/metrics/infocluster.prom\".",
     ),
     Setting(
-        "aggregate", "push", BOOLEAN, False, "Whether the controller calls wwwpush after each publication that changed.",
+        "aggregate", "push", BOOLEAN, False, "Whether the controller calls wwwpush after a publication that changed.",
     ),
     Setting("aggregate", "node", TEXT, "", "On a node: its name. \"\" stands for its host name up to the first dot."),
     Setting(
@@ -371,7 +371,7 @@ TABLE = (
         "aggregate", "counters", TEXTS, ["/proc/net/dev", "/proc/stat"],
         "On a node: what CounterCollector reads: these two, and files with a line \"NAME NUMBER\" for each counter.",
     ),
-    Setting("aggregate", "disks", TEXTS, ["/"], "On a node: directories whose file systems HealthCollector looks at."),
+    Setting("aggregate", "disks", TEXTS, ["/"], "On a node: directories whose file systems are looked at."),
     Setting("aggregate", "queues", TEXTS, [], "On a node: simple directory queues whose lengths it tells."),
     Setting(
         "accounting", "queue_dir", DIRECTORY, "var/outgoing",
