@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gather-query: SQL over the segments of all servers, by DuckDB, an optional package.
+
+Each application is a table of its name, such as ``survey`` or ``"form-signup"``; its columns are ``server``,
+``host``, ``app``, ``segment`` and the fields of its records (``id``, ``time`` in Unix seconds, ...). A line that is
+no record is passed over, as is one that is not whole yet. The query may read these files, and nothing else here.
+
+Source: DuckDB documentation, "JSON Loading", "Securing DuckDB".
+"""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from infocluster import names
+from infocluster.cron.command import Run
+from infocluster.errors import BadInputError, ConfigError, UnavailableError, UsageError, reason
+from infocluster.report import plain
+
+ROWS_AT_ONCE = 1000
+
+
+def work(run: Run) -> str:
+    """Run the query, and print what it finds as a table, CSV or JSON.
+
+    Raises:
+        ConfigError: DuckDB is not installed.
+        BadInputError: the query is wrong.
+        UsageError: two forms of output are asked for.
+    """
+    if run.arguments["csv"] and run.arguments["json"]:
+        raise UsageError("cannot print -csv and -json at once")
+    try:
+        import duckdb
+    except ImportError:
+        raise ConfigError("cannot query: the package duckdb is not installed (extra 'query')") from None
+    gather = run.settings["gather"]
+    with duckdb.connect(":memory:") as db:
+        try:
+            db.execute("SET allowed_directories = ?", [[gather["gather_dir"]]])
+            db.execute("SET enable_external_access = false")
+            for app, found in sorted(_segments(gather["gather_dir"], gather["host"]).items()):
+                try:
+                    db.execute(_view(app, gather["host"], found))
+                except duckdb.Error as error:
+                    run.fault(f"cannot make a table of {app}: {error}")
+            db.execute("SET lock_configuration = true")
+            done = db.execute(str(run.arguments["sql"]))
+            if done.description is None:
+                return ""
+            head = [column[0] for column in done.description]
+            rows = iter(lambda: done.fetchmany(ROWS_AT_ONCE), [])
+            _print(run, head, (row for several in rows for row in several))
+        except duckdb.Error as error:
+            raise BadInputError(f"cannot query: {error}") from error
+    return ""
+
+
+def _segments(gather_dir: str, host: str) -> dict[str, list[tuple[str, str]]]:
+    """Return server and path of every segment, by application.
+
+    Raises:
+        UnavailableError: the directory cannot be read.
+    """
+    result: dict[str, list[tuple[str, str]]] = {}
+    try:
+        for server in sorted(entry for entry in os.listdir(gather_dir) if names.is_name(entry)):
+            top = f"{gather_dir}/{server}/{host}"
+            if not os.path.isdir(top):
+                continue
+            for app in sorted(entry for entry in os.listdir(top) if names.is_name(entry)):
+                if not os.path.isdir(f"{top}/{app}"):
+                    continue
+                for name in sorted(os.listdir(f"{top}/{app}")):
+                    path = f"{top}/{app}/{name}"
+                    if name.endswith(".jsonl") and names.is_name(name) and os.path.getsize(path):
+                        result.setdefault(app, []).append((server, path))
+    except OSError as error:
+        raise UnavailableError(f"cannot read {error.filename or gather_dir}: {reason(error)}") from error
+    return result
+
+
+def _view(app: str, host: str, found: Sequence[tuple[str, str]]) -> str:
+    """Return the SQL that makes an application a table."""
+    paths = ", ".join(_text(path) for _, path in found)
+    servers = ", ".join(f"{_text(path)}: {_text(server)}" for server, path in found)
+    name = '"' + app.replace('"', '""') + '"'
+    return (
+        f"CREATE VIEW {name} AS SELECT MAP {{{servers}}}[_path] AS server, "  # noqa: S608 - quoted by _text
+        f"{_text(host)} AS host, {_text(app)} AS app, "
+        "parse_filename(_path) AS segment, * EXCLUDE (_path) FROM read_json("
+        f"[{paths}], format = 'newline_delimited', filename = '_path', union_by_name = true, ignore_errors = true, "
+        "sample_size = -1, map_inference_threshold = -1) WHERE id IS NOT NULL"
+    )
+
+
+def _text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _print(run: Run, head: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    if run.arguments["csv"]:
+        out = csv.writer(sys.stdout, lineterminator="\n")
+        out.writerow(head)
+        out.writerows(rows)
+    elif run.arguments["json"]:
+        for row in rows:
+            print(json.dumps(dict(zip(head, row, strict=True)), ensure_ascii=False, default=str))
+    else:
+        for line in _aligned(head, [[_cell(value) for value in row] for row in rows]):
+            run.say(line)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else names.printable(str(value))
+
+
+def _aligned(head: list[str], rows: list[list[str]]) -> Iterator[str]:
+    widths = [max(map(plain.columns, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, ["-" * width for width in widths], *rows):
+        cells = [text + " " * (width - plain.columns(text)) for text, width in zip(row, widths, strict=True)]
+        yield "  ".join(cells).rstrip()

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gather-query as a process: the records of all servers, and nothing else of this host."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import Site
+from infocluster.gather import drop
+
+SETTINGS = {"durable": False, "lock_timeout_s": 10, "limit_bytes": 65536}
+
+
+@pytest.fixture
+def gathered(site: Site) -> Site:
+    for number, server in enumerate(site.servers):
+        for day in range(number + 1):
+            record = {"time": 1795384800.25 + 86400 * day, "agent": 'it\'s; "odd"\n', f"only_{server}": day}
+            drop.append("survey", record, SETTINGS, str(site.gather(server)))
+    drop.append("form-signup", {"email": "ann@example.org", "topics": ["a", "b"]}, SETTINGS, str(site.gather("web2")))
+    with next((site.gather("web1") / "survey").glob("*.jsonl")).open("ab") as file:
+        file.write(b'not json\n{"id":"x","time":1,"agent":"torn')
+    return site
+
+
+def test_records_of_all_servers_are_found_as_table_csv_and_json(gathered: Site) -> None:
+    asked = "select server, host, app, count(*) n, max(time) last from survey group by all order by server"
+    done = gathered.batch("gather-query", asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    head, line, *rows = done.stdout.splitlines()
+    assert head.split() == ["server", "host", "app", "n", "last"] and set(line) == {"-", " "}
+    assert [row.split()[:4] for row in rows] == [[f"web{n}", "www", "survey", str(n)] for n in (1, 2, 3)]
+    done = gathered.batch("gather-query", "-json", 'select server, email, topics from "form-signup"')
+    assert json.loads(done.stdout) == {"server": "web2", "email": "ann@example.org", "topics": ["a", "b"]}
+    done = gathered.batch(
+        "gather-query", "-csv", "select agent, segment, only_web3 from survey order by time desc limit 1"
+    )
+    assert done.stdout == 'agent,segment,only_web3\n"it\'s; ""odd""\n",2026-11-24.jsonl,2\n'
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "select * from nosuch",
+        "selec",
+        "select * from read_text('/etc/passwd')",
+        "copy (select 1) to '{top}/out.csv'",
+        "attach '{top}/x.db'",
+        "set enable_external_access = true",
+    ],
+)
+def test_query_that_is_wrong_or_reaches_out_is_refused(gathered: Site, asked: str) -> None:
+    done = gathered.batch("gather-query", asked.replace("{top}", str(gathered.root)))
+    assert done.returncode == 65 and done.stderr.startswith("gather-query: cannot query: "), done.stdout
+    assert not Path(gathered.root / "out.csv").exists()
+
+
+def test_application_without_records_hides_no_other(gathered: Site) -> None:
+    (gathered.gather() / "strange").mkdir()
+    (gathered.gather() / "strange/2026-11-22.jsonl").write_text("[1]\n")
+    done = gathered.batch("gather-query", "-csv", "select count(*) from survey")
+    assert (done.returncode, done.stdout) == (1, "count_star()\n6\n")
+    assert "cannot make a table of strange" in done.stderr
+
+
+def test_without_anything_gathered_a_query_still_has_an_answer(site: Site) -> None:
+    assert site.batch("gather-query", "select 1 + 1 as two").stdout.split() == ["two", "---", "2"]
