@@ -189,3 +189,12 @@ def test_what_cannot_be_drawn_is_an_error() -> None:
         charts.days("t", [("a", [("22.11.2026", 1)])])
     with pytest.raises(BadInputError, match="at most 4000"):
         charts.days("t", [("a", [("1001-01-01", 1), ("2026-11-22", 1)])])
+
+
+def test_course_goes_from_the_lowest_to_the_highest_and_tells_its_ends() -> None:
+    svg = charts.course("node1: hits", [(1795384800.0, 10.0), (1795384830.0, 30.0), (1795384860.0, 20.0)])
+    assert 'd="M0 1000L0 1000L500 0L1000 500L1000 1000z"' in svg
+    assert "3 values" in svg and "from 10 to 20" in svg and ">30</text>" in svg
+    assert charts.course("one", [(1.0, 1.0)]) != charts.course("one", [(1.0, 1.0), (1.0, 1.0)])
+    with pytest.raises(BadInputError):
+        charts.course("bad", [(1.0, float("nan")), (2.0, 1.0)])
