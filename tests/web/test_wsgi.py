@@ -92,3 +92,12 @@ def test_every_door_answers_under_gunicorn_as_its_program_does(book: Site) -> No
     assert len(list(book.gather().glob("survey/*.jsonl"))) == 1
     (upload,) = form_site.uploads(book)
     assert os.stat(upload).st_size == records(book)[1]["picture"][0]["bytes"]
+
+
+def test_changed_settings_take_effect_at_the_next_request_and_wrong_ones_are_500(book: Site) -> None:
+    with gunicorn(book) as port:
+        assert ask(port, "GET", "/cgi-bin/form.cgi/guestbook")[0] == 200
+        book.configure(f'[forms]\nforms_dir = "{book.root}/elsewhere"\n')
+        assert ask(port, "GET", "/cgi-bin/form.cgi/guestbook")[0] == 404
+        book.conf_file.write_text("[forms]\nforms_dir = 7\n")
+        assert ask(port, "GET", "/cgi-bin/form.cgi/guestbook")[0] == 500

@@ -4,7 +4,7 @@
 ``gunicorn infocluster.web.wsgi:application`` or mod_wsgi's ``WSGIScriptAlias`` run it. A request for
 ``/cgi-bin/NAME/...`` is answered by the handler that ``cgi-bin/NAME`` names; there is no second list. The same
 variables count as for a CGI program; what the server does not set of SERVER_GATHER and DOCUMENT_ROOT is taken from
-the environment of the process. Settings and declarations are read at each request: a change takes effect at once.
+the environment of the process. A change of settings or declarations takes effect at the next request.
 
 Source: PEP 3333; RFC 3875.
 """
@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from infocluster import config, files, names
+from infocluster.config import Settings
+from infocluster.errors import InfoclusterError
 from infocluster.web import cgi
 from infocluster.web.request import Request
 from infocluster.web.response import PHRASES, Response, error_page
@@ -35,13 +37,28 @@ def application(environ: dict[str, Any], start_response: Start) -> Iterable[byte
     """
     program, script, path_info = _split(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
     handler = HANDLERS.get(program)
-    request = Request(_variables(environ, script, path_info), None, environ["wsgi.input"].read)
+    request = Request(_variables(environ, script, path_info), _settings(), environ["wsgi.input"].read)
     if handler is None:
         response = error_page(404, "There is nothing of this name here.")
     else:
         response = cgi.answer(handler, request)
     request.drain()
     return _said(response, request.method == "HEAD", start_response)
+
+
+def _settings() -> Settings | None:
+    """Return the settings, read again when their file changed; None where they cannot be: the handler says why."""
+    file = config.settings_file()
+    try:
+        status = posix.stat(file)
+        key = (file, status.st_size, status.st_mtime_ns)
+        if key not in _KEPT:
+            found = config.load(file)
+            _KEPT.clear()
+            _KEPT[key] = found
+        return _KEPT.get(key)
+    except (OSError, InfoclusterError):
+        return None
 
 
 def _said(response: Response, is_head: bool, start_response: Start) -> Iterable[bytes]:
@@ -87,4 +104,6 @@ def _handlers(directory: str) -> dict[str, str]:
     return found
 
 
+# The settings as they were read last, by file, size and mtime.
+_KEPT: dict[tuple[str, int, int], Settings] = {}
 HANDLERS = _handlers(config.ROOT + "/cgi-bin")
