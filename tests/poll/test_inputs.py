@@ -5,6 +5,7 @@ The handler is called in this process, so that there are thousands of inputs; th
 """
 
 import hmac  # noqa: F401
+import io
 import ipaddress  # noqa: F401
 import os
 import sys
@@ -177,17 +178,13 @@ def check(
         b"CONTENT_TYPE": b"application/x-www-form-urlencoded",
         b"CONTENT_LENGTH": str(len(sent)).encode(),
     }
-    read, write = os.pipe()
-    os.write(write, sent)
-    os.close(write)
     touched.paths.clear()
     touched.on = True
     try:
-        request = Request(variables, all_settings[is_limited], read)
+        request = Request(variables, all_settings[is_limited], io.BytesIO(sent).read)
         message = cgi.answer("infocluster.apps.poll:answer", request).message()
     finally:
         touched.on = False
-        os.close(read)
     status = int(message.split(b" ", 2)[1])
     assert status in {200, 400, 403, 404, 405, 411, 413, 415}, message
     if PHRASE in message:
