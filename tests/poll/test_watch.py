@@ -132,8 +132,8 @@ def test_what_is_not_complete_in_time_expires(site: Site, name: str) -> None:
 
 
 def test_failure_releases_only_where_the_settings_say_so_and_after_its_time(site: Site) -> None:
-    commands(site, more='on_failure = "release"\nhold_s = 100\n')
-    late, early = put(site, "failed", NOW, NOW - 150), put(site, "failed", NOW + 300, NOW - 50)
+    commands(site, more='on_failure = "release"\nhold_s = 10000\n')
+    late, early = put(site, "failed", NOW, NOW - 10_050), put(site, "failed", NOW + 300, NOW - 50)
     done = watch(site)
     assert (found(late).state, found(late).flags, found(early).state) == ("released", "forced", "failed")
     assert "released-although-not-complete" in done.stderr
@@ -141,7 +141,7 @@ def test_failure_releases_only_where_the_settings_say_so_and_after_its_time(site
     [letter] = (site.gather() / "poll/letters").glob("*.eml")
     assert agent.RELEASE not in letter.read_text()
     commands(site)
-    held = put(site, "failed", NOW - 300, NOW - 10_000)
+    held = put(site, "failed", NOW - 300, NOW - 20_000)
     watch(site)
     assert found(held).state == "failed"
 
@@ -181,8 +181,9 @@ def test_unreadable_state_becomes_failed_and_never_releases(site: Site, content:
 
 def test_states_are_forgotten_long_after_nobody_may_ask(site: Site) -> None:
     commands(site, more="[poll]\nage_s = 100\nkeep_days = 1\n")
+    # NOW is when the run began; this may be an hour later.
     old = put(site, "released", NOW - 100 - 86400 - 60, NOW - 100 - 86400 - 50)
-    young = put(site, "released", NOW - 100 - 86400 + 60, NOW - 100 - 86400)
+    young = put(site, "released", NOW - 100 - 86400 + 7200, NOW - 100 - 86400)
     left = old.with_name(".~1.state.0123456789ab")
     left.write_bytes(b"half")
     os.utime(left, (NOW - 7200, NOW - 7200))
