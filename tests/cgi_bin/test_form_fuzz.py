@@ -103,7 +103,7 @@ def test_hundred_thousand_strange_bodies_have_an_answer(site: Site, tmp_path: Pa
 @pytest.mark.slow
 def test_five_hundred_strange_requests_stay_small(site: Site, tmp_path: Path) -> None:
     declare(site)
-    # In a process of their own: what is told of children is the largest ever, and a test before may have had a browser.
+    # In a process of its own: what is told of children is the largest ever, and a browser may have been one before.
     sender = multiprocessing.get_context("fork").Process(target=send_many, args=(site, tmp_path, 500))
     sender.start()
     sender.join()
