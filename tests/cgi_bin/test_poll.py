@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, Reply, Site, parse_reply
 from infocluster import config
 from infocluster.locks import lockfile
-from infocluster.poll import agent, secrets, state
+from infocluster.poll import agent, state, tokens
 from infocluster.poll.state import State
 
 NOW = int(time.time())
@@ -179,7 +179,7 @@ def test_only_allowed_addresses_and_the_token_may_ask(site: Site) -> None:
 def test_backup_says_itself_how_it_ended(site: Site) -> None:
     configure(site)
     for target, word, expected in ((NOW, "done", "released"), (NOW + 300, "failed", "failed")):
-        token = secrets.token(word, "cf-back", target, b"a key").decode()
+        token = tokens.token(word, "cf-back", target, b"a key").decode()
         assert poll(site, query(target, "cf-back", **{word: token})).status == 404
         poll(site, query(target, "cf-back"))
         other = {"done": "failed", "failed": "done"}[word]
@@ -199,7 +199,7 @@ def test_token_is_what_the_manual_says_openssl_makes() -> None:
     done = subprocess.run(
         ["openssl", "dgst", "-sha256", "-hmac", "a key"], input=b"done cf-back 5", capture_output=True, check=True
     )
-    assert done.stdout.split()[-1] == secrets.token("done", "cf-back", 5, b"a key")
+    assert done.stdout.split()[-1] == tokens.token("done", "cf-back", 5, b"a key")
 
 
 def test_people_see_how_all_stand_without_the_phrase(site: Site) -> None:

@@ -27,7 +27,7 @@ import infocluster.apps.poll_page
 import infocluster.poll.kick  # noqa: F401
 from infocluster import config
 from infocluster.locks import lockfile
-from infocluster.poll import agent, secrets, state
+from infocluster.poll import agent, state, tokens
 from infocluster.poll.state import State
 from infocluster.web import cgi
 from infocluster.web.request import Request
@@ -50,7 +50,7 @@ backend = "marker"
 """
 PHRASE = agent.RELEASE.encode()
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-TOKENS = [secrets.token(word, NAME, NOW, b"a key").decode() for word in ("done", "failed")]
+TOKENS = [tokens.token(word, NAME, NOW, b"a key").decode() for word in ("done", "failed")]
 
 
 @dataclass

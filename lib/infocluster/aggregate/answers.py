@@ -16,7 +16,7 @@ A hit loads this module for `answer_name`: what else it needs is imported in the
 Source: protobuf, ProtoJSON format; RFC 4648.
 """
 
-from infocluster.aggregate import signing
+from infocluster import secrets
 from infocluster.errors import BadInputError
 
 TYPE_CHECKING = False
@@ -37,7 +37,7 @@ PROTOBUF = "application/x-protobuf"
 def answer_name(query: "dict[str, str]", suffix: str = ".json") -> str:
     """Return the name of the file that the answer to a request is published under."""
     text = "".join(f"{name}={value}\n" for name, value in sorted(query.items()) if value)
-    return f"answer-{signing.sha256(text.encode('utf-8', 'replace')).hex()[:24]}{suffix}"
+    return f"answer-{secrets.sha256(text.encode('utf-8', 'replace')).hex()[:24]}{suffix}"
 
 
 def encoded(message_type: str, told: "Any") -> "tuple[bytes, bytes | None]":

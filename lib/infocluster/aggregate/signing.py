@@ -15,32 +15,23 @@ Shape: signed are six lines without a last line end: method, path, node, id, dat
 A node's key is what the file ``etc/secrets/nodes/NODE`` holds, without the white space round it, on the node and on
 every web server that takes its reports. A node without such a file is not known.
 
-A hit loads this module: the digest is the interpreter's own one, hmac and hashlib would cost it 5 ms.
+A hit loads this module.
 
 Source: RFC 2104; FIPS 180-4.
 """
 
 import posix
-from _operator import _compare_digest
 
-from infocluster import config, files, names
+from infocluster import files, names, secrets
 from infocluster.errors import ConfigError, reason
 
 LEAST_BYTES = 16
-_BLOCK_BYTES = 64
-_INNER = bytes(number ^ 0x36 for number in range(256))
-_OUTER = bytes(number ^ 0x5C for number in range(256))
 
 
 def sign(key: bytes, method: str, path: str, node: str, message_id: str, date: int, body: bytes) -> str:
     """Return the signature in hexadecimal."""
-    text = f"{method}\n{path}\n{node}\n{message_id}\n{date}\n{sha256(body).hex()}"
-    return _hmac(key, text.encode("utf-8", "replace")).hex()
-
-
-def is_same(told: str, right: str) -> bool:
-    """Tell whether two signatures are the same, in a time that does not tell how much of one was right."""
-    return bool(_compare_digest(told.encode("utf-8", "replace"), right.encode("ascii")))
+    text = f"{method}\n{path}\n{node}\n{message_id}\n{date}\n{secrets.sha256(body).hex()}"
+    return secrets.hmac(key, text.encode("utf-8", "replace")).hex()
 
 
 def key_file(node: str) -> str:
@@ -50,7 +41,7 @@ def key_file(node: str) -> str:
         UsageError: the node's name is none.
     """
     names.name(node, "a node's name")
-    return f"{config.settings_file().rpartition('/')[0]}/secrets/nodes/{node}"
+    return f"{secrets.directory()}/nodes/{node}"
 
 
 def key(node: str) -> bytes | None:
@@ -75,23 +66,7 @@ def key(node: str) -> bytes | None:
 def known() -> "list[str]":
     """Return the nodes that there are keys for."""
     try:
-        found = posix.listdir(f"{config.settings_file().rpartition('/')[0]}/secrets/nodes")
+        found = posix.listdir(f"{secrets.directory()}/nodes")
     except OSError:
         return []
     return sorted(name for name in found if names.is_name(name))
-
-
-def sha256(text: bytes) -> bytes:
-    """Return the digest of a text."""
-    try:
-        from _sha256 import sha256 as digest  # what hashlib would give, without its start
-    except ImportError:  # another Python
-        from hashlib import sha256 as digest
-    return bytes(digest(text).digest())
-
-
-def _hmac(secret: bytes, text: bytes) -> bytes:
-    if len(secret) > _BLOCK_BYTES:
-        secret = sha256(secret)
-    secret = secret.ljust(_BLOCK_BYTES, b"\0")
-    return sha256(secret.translate(_OUTER) + sha256(secret.translate(_INNER) + text))

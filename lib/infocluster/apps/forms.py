@@ -23,11 +23,10 @@ Source: RFC 9110 15.4.4 (303), 15.5.21 (422); Fetch Standard, "Origin header".
 import posix
 import time
 
-from infocluster import files
+from infocluster import files, secrets
 from infocluster.apps import forms_check, forms_compiled, forms_token
 from infocluster.errors import BadInputError, UnavailableError, reason
 from infocluster.gather import drop
-from infocluster.poll import secrets
 from infocluster.web import uploads
 from infocluster.web.request import FORM_TYPE, Request, pairs
 from infocluster.web.response import HTML, HttpError, Response

@@ -14,16 +14,13 @@ Source: RFC 2104; FIPS 180-4.
 
 import posix
 
-from infocluster import files
+from infocluster import files, secrets
 from infocluster.errors import UnavailableError, reason
 from infocluster.locks import lockfile
 
-_BLOCK_BYTES = 64
 _ENTRY_BYTES = 8
 _NONCE_BYTES = 12
 _LOCK_TIMEOUT_S = 10.0
-_INNER = bytes(code ^ 0x36 for code in range(256))
-_OUTER = bytes(code ^ 0x5C for code in range(256))
 NEW, OLD, WRONG = "new", "old", "wrong"
 
 
@@ -35,12 +32,10 @@ def issue(form: str, now: float, secret: bytes) -> str:
 
 def look(token: str, form: str, now: float, open_s: float, secret: bytes) -> "tuple[str, float]":
     """Return `NEW`, `OLD` or `WRONG`, and how many seconds ago a token was issued, 0 where it is wrong."""
-    from _operator import _compare_digest
-
     stamp, _, rest = token.partition(".")
     nonce, _, signature = rest.partition(".")
     right = _signature(form, stamp, nonce, secret)
-    if not _compare_digest(signature.encode("utf-8", "replace"), right.encode("ascii")):
+    if not secrets.is_same(signature, right.encode("ascii")):
         return WRONG, 0.0
     age_s = now - int(stamp, 16)
     # A clock of another server may be a little ahead of ours.
@@ -49,7 +44,7 @@ def look(token: str, form: str, now: float, open_s: float, secret: bytes) -> "tu
 
 def record_id(token: str) -> str:
     """Return the id of the record that a token stands for."""
-    return sha256(token.encode("utf-8", "replace")).hex()[:32]
+    return secrets.sha256(token.encode("utf-8", "replace")).hex()[:32]
 
 
 def count(directory: str, address: str, limit: int, now: float, secret: bytes) -> bool:
@@ -69,7 +64,7 @@ def count(directory: str, address: str, limit: int, now: float, secret: bytes) -
         return True
     import time
 
-    entry = hmac(secret, b"address " + _network(address).encode("utf-8", "replace"))[:_ENTRY_BYTES]
+    entry = secrets.hmac(secret, b"address " + _network(address).encode("utf-8", "replace"))[:_ENTRY_BYTES]
     name = time.strftime("%Y%m%d%H", time.gmtime(now))
     try:
         try:
@@ -91,25 +86,8 @@ def count(directory: str, address: str, limit: int, now: float, secret: bytes) -
     return seen < limit
 
 
-def sha256(content: bytes) -> bytes:
-    """Return a digest, from the built-in module where there is one: OpenSSL costs a hit half an interpreter."""
-    try:
-        from _sha256 import sha256 as digest
-    except ImportError:  # another Python
-        from hashlib import sha256 as digest
-    return bytes(digest(content).digest())
-
-
-def hmac(key: bytes, content: bytes) -> bytes:
-    """Return the HMAC-SHA256, the same as ``hmac.digest(key, content, "sha256")``; a test holds the two equal."""
-    if len(key) > _BLOCK_BYTES:
-        key = sha256(key)
-    key = key.ljust(_BLOCK_BYTES, b"\0")
-    return sha256(key.translate(_OUTER) + sha256(key.translate(_INNER) + content))
-
-
 def _signature(form: str, stamp: str, nonce: str, secret: bytes) -> str:
-    return hmac(secret, f"form {form} {stamp} {nonce}".encode("utf-8", "replace")).hex()
+    return secrets.hmac(secret, f"form {form} {stamp} {nonce}".encode("utf-8", "replace")).hex()
 
 
 def _network(address: str) -> str:

@@ -23,7 +23,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from infocluster.aggregate import signing, wire
+from infocluster import secrets
+from infocluster.aggregate import wire
 from infocluster.errors import ConfigError, reason
 
 TYPE_CHECKING = False
@@ -112,7 +113,7 @@ def _bytes(number: int, value: bytes) -> bytes:
 
 def etag(content: bytes) -> str:
     """Return the entity tag of an answer."""
-    return f'"{signing.sha256(content).hex()[:24]}"'
+    return f'"{secrets.sha256(content).hex()[:24]}"'
 
 
 def ask(path: str, query: dict[str, str], limit_s: float) -> "tuple[int, bytes, bytes | None] | None":

@@ -100,7 +100,7 @@ def is_allowed(address: str, allowed: "list[str]") -> bool:
 
 
 def _check_token(told: str, name: str) -> None:
-    from infocluster.poll import secrets
+    from infocluster import secrets
 
     if not secrets.is_same(told, secrets.read(name)):
         raise HttpError(403, "The token is missing or wrong.")
@@ -152,13 +152,14 @@ def _polled(request: Request, state_dir: str, mass: str, target: int, now: float
 
 def _heard(request: Request, values: "dict[str, str]", state_dir: str, mass: str, target: int) -> Response:
     """Keep what a backup says of itself, if it has the token for it."""
-    from infocluster.poll import secrets
+    from infocluster import secrets
+    from infocluster.poll import tokens
 
     word = "done" if "done" in values else "failed"
     filer = next(filer for filer in request.settings["core_filers"] if filer["name"] == mass)
     if filer["backend"] != "callback" or not filer["secret"]:
         raise HttpError(403, "Backups of this core filer do not report here.")
-    right = secrets.token(word, mass, target, secrets.read(filer["secret"]))
+    right = tokens.token(word, mass, target, secrets.read(filer["secret"]))
     if not secrets.is_same(values[word], right):
         raise HttpError(403, "The token is wrong.")
     if request.method == "HEAD":

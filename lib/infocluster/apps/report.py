@@ -8,7 +8,7 @@ Source: RFC 9110; see `aggregate.signing` for what is signed.
 
 import time
 
-from infocluster import names
+from infocluster import names, secrets
 from infocluster.aggregate import intake, signing, wire
 from infocluster.errors import InfoclusterError
 from infocluster.web.request import Request
@@ -52,7 +52,7 @@ def _taken(request: Request, now: float) -> Response:
         )
     path = request.variable("SCRIPT_NAME") + request.variable("PATH_INFO")
     right = signing.sign(key, "POST", path, node, message_id, int(date), body)
-    if not signing.is_same(request.variable("HTTP_X_SEER_SIGNATURE"), right):
+    if not secrets.is_same(request.variable("HTTP_X_SEER_SIGNATURE"), right.encode("ascii")):
         raise _refused(request, queue, now, "signature", 403, "The signature is wrong.")
     try:
         message = wire.parse(body, own["limit_bytes"])

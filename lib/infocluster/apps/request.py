@@ -10,8 +10,8 @@ Source: RFC 9110 8.8.3 (ETag), 12.5.1 (Accept), 13.1.2 (If-None-Match), RFC 9111
 import posix
 import time
 
-from infocluster import files, names
-from infocluster.aggregate import answers, signing
+from infocluster import files, names, secrets
+from infocluster.aggregate import answers
 from infocluster.errors import UnavailableError, reason
 from infocluster.web.request import Request
 from infocluster.web.response import HttpError, Response
@@ -158,7 +158,7 @@ def _wants_protobuf(accept: str) -> bool:
 
 
 def _tagged(request: Request, content: bytes, kind: str, fields: "tuple[tuple[str, str], ...]") -> Response:
-    tag = f'"{signing.sha256(content).hex()[:24]}"'
+    tag = f'"{secrets.sha256(content).hex()[:24]}"'
     fields = (("ETag", tag), *fields)
     known = [part.strip().removeprefix("W/") for part in request.variable("HTTP_IF_NONE_MATCH").split(",")]
     if tag in known or "*" in known:

@@ -131,9 +131,7 @@ class Normal:
         Raises:
             UnavailableError: the file system refuses.
         """
-        is_ours = self._is_ours(name)
-        self._held.pop(name, None)
-        if not is_ours:
+        if not self._let_go(name):
             return False
         try:
             os.rmdir(f"{self.path}/{name}/{LOCKED}")
@@ -178,9 +176,7 @@ class Normal:
         Raises:
             UnavailableError: the file system refuses.
         """
-        is_ours = self._is_ours(name)
-        self._held.pop(name, None)
-        if not is_ours:
+        if not self._let_go(name):
             return False
         try:
             os.rename(f"{self.path}/{name}", path)
@@ -198,9 +194,7 @@ class Normal:
         Raises:
             UnavailableError: the file system refuses.
         """
-        is_ours = self._is_ours(name)
-        self._held.pop(name, None)
-        if not is_ours:
+        if not self._let_go(name):
             return False
         try:
             while True:
@@ -413,6 +407,12 @@ class Normal:
             number = int(directories[-1], 16) + 1
         simple.make_directory(f"{self.path}/{number:08x}", self.umask)
         return f"{number:08x}"
+
+    def _let_go(self, name: str) -> bool:
+        """Forget our lock on an element; False where it had ended already. Raises as `_is_ours`."""
+        is_ours = self._is_ours(name)
+        self._held.pop(name, None)
+        return is_ours
 
     def _is_ours(self, name: str) -> bool:
         held = self._held.get(name)

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from infocluster import processes
+from infocluster import processes, secrets
 from infocluster.errors import ConfigError, InfoclusterError
-from infocluster.poll import secrets
+from infocluster.poll import tokens
 from infocluster.poll.state import State, clean
 
 OUTPUT_LIMIT_BYTES = 1 << 16
@@ -111,7 +111,7 @@ class Base:
         if self.filer["secret"]:
             secret = secrets.read(self.filer["secret"])
             for word in ("done", "failed"):
-                made = secrets.token(word, state.mass, state.target, secret)
+                made = tokens.token(word, state.mass, state.target, secret)
                 environment[f"{word.upper()}_TOKEN"] = made.decode("ascii")
         arguments = [filled(word, state) for word in command]
         return processes.run(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backend ``callback``: the backup itself says that it is done, by ``poll.cgi?...&done=TOKEN``.
 
-The token is made with the secret, see `infocluster.poll.secrets`; ``failed=TOKEN`` with its own token says that it
+The token is made with the secret, see `infocluster.poll.tokens`; ``failed=TOKEN`` with its own token says that it
 failed. A start command is run where there is one, and finds both tokens in its environment.
 
     [[core_filers]]

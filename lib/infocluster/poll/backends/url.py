@@ -27,8 +27,8 @@ import time
 import urllib.parse
 from typing import Any
 
+from infocluster import secrets
 from infocluster.errors import ConfigError, UnavailableError
-from infocluster.poll import secrets
 from infocluster.poll.backends import base
 from infocluster.poll.backends.base import FailedError, Seen
 from infocluster.poll.state import State, clean
