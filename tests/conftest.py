@@ -94,9 +94,15 @@ class Site:
         )
 
     def cgi(
-        self, program: str, method: str = "GET", body: bytes = b"", server: str = "web1", **variables: str
+        self,
+        program: str,
+        method: str = "GET",
+        body: bytes = b"",
+        server: str = "web1",
+        under: tuple[str, ...] = (),
+        **variables: str,
     ) -> Reply:
-        """Run a program of cgi-bin/ with an exact RFC 3875 environment."""
+        """Run a program of cgi-bin/ with an exact RFC 3875 environment, `under` another command if one is given."""
         environment = self.environment(
             **{
                 "GATEWAY_INTERFACE": "CGI/1.1",
@@ -112,7 +118,7 @@ class Site:
             }
         )
         done = subprocess.run(
-            [sys.executable, "-IS", str(ROOT / "cgi-bin" / program)],
+            [*under, sys.executable, "-IS", str(ROOT / "cgi-bin" / program)],
             env=environment,
             input=body,
             capture_output=True,
