@@ -136,6 +136,10 @@ def _told(stream: IO[bytes], content: memoryview) -> memoryview:
         return content[:0]
 
 
+class EndedError(UnavailableError):
+    """Somebody who is talked to has said all that he will."""
+
+
 class Peer:
     """Whom a conversation is with: a program, or a session that stands for one.
 
@@ -217,7 +221,7 @@ class Conversation:
     def __init__(self, whom: Sequence[str] | Peer, limit_bytes: int) -> None:
         self._peer = whom if isinstance(whom, Peer) else _Program(whom)
         self._limit_bytes = limit_bytes
-        self._untold = bytearray()
+        self._untold = memoryview(b"")
         self._unheard = bytearray()
         self._searched = 0
         self._was_last = False
@@ -251,14 +255,33 @@ class Conversation:
         self._was_last = is_last
         if content and not self._untold:
             self._select.register(self._peer.input, selectors.EVENT_WRITE)
-        self._untold += content
+        # What is large is told alone, and not copied.
+        self._untold = memoryview(bytes(self._untold) + content if self._untold else content)
+
+    def is_told(self, timeout_s: float) -> bool:
+        """Wait until it has read what it was told, or reads no more, and say whether that is so.
+
+        Raises:
+            EndedError: it closed its output.
+        """
+        end = time.monotonic() + timeout_s
+        while self._untold:
+            if self._peer.output not in self._select.get_map():
+                self._hear_errors()
+                raise EndedError("it ended")
+            ready = self._select.select(max(0.0, end - time.monotonic()))
+            for key, _ in ready:
+                self._move(key)
+            if not ready and time.monotonic() >= end:
+                break
+        return not self._untold
 
     def hang_up(self) -> None:
         """Let it read the end of its input; what it has not read by now it never will."""
         if self._is_telling:
             self._is_telling = False
             if self._untold:
-                self._untold.clear()
+                self._untold = memoryview(b"")
                 self._select.unregister(self._peer.input)
             os.close(self._peer.input)
 
@@ -269,7 +292,8 @@ class Conversation:
             timeout_s: seconds to wait; 0 takes what is there.
 
         Raises:
-            UnavailableError: there will be none: it closed its output, or the line is over its limit.
+            EndedError: there will be none: it closed its output.
+            UnavailableError: the line is over its limit.
         """
         end = time.monotonic() + timeout_s
         while True:
@@ -284,7 +308,7 @@ class Conversation:
                 raise UnavailableError(f"it said a line of over {self._limit_bytes} bytes")
             if self._peer.output not in self._select.get_map():
                 self._hear_errors()
-                raise UnavailableError("it ended")
+                raise EndedError("it ended")
             ready = self._select.select(max(0.0, end - time.monotonic()))
             for key, _ in ready:
                 self._move(key)
@@ -312,7 +336,7 @@ class Conversation:
         """Move what can be moved now between the program and us."""
         if key.fd == self._peer.input:
             try:
-                del self._untold[: os.write(key.fd, self._untold[:CHUNK_BYTES])]
+                self._untold = self._untold[os.write(key.fd, self._untold[:CHUNK_BYTES]) :]
             except BlockingIOError:
                 return
             except OSError:  # it does not read any more; its output tells why

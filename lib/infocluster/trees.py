@@ -196,6 +196,13 @@ def join(directory: str, name: str) -> str:
     return f"{directory}/{name}" if directory else name
 
 
+def above(path: str) -> Iterator[str]:
+    """Yield the tree paths of the directories that a path lies in, innermost first, without the root."""
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
 def scan(
     source: str, paths: Iterable[str] | None = None, leave: Leave | None = None, narrow: Narrow | None = None
 ) -> Listing:

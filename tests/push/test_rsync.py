@@ -18,13 +18,14 @@ import pytest
 import sshd
 from infocluster import trees
 from infocluster.errors import InfoclusterError, UnavailableError
-from infocluster.push import parcel, rsync, transport
+from infocluster.push import archives, parcel, rsync, transport
 from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
 from infocluster.push.skeleton import LeftOut
 
-# ssh: rsync compares. find: the server tells what it lacks. parcel: it gets that at once. daemon: an rsync daemon.
-WAYS = ("ssh", "find", "parcel", "daemon")
+# ssh: rsync compares. find: the server tells what it lacks. archive: it gets what is new as archives. parcel: it gets
+# a little at once. daemon: an rsync daemon.
+WAYS = ("ssh", "find", "archive", "parcel", "daemon")
 NEVER, ALWAYS = 10**9, 0
 
 HOSTILE = (
@@ -103,7 +104,8 @@ class Pushed:
 def site(cluster, tmp_path, request, monkeypatch):
     way = getattr(request, "param", "ssh")
     port = request.getfixturevalue("daemon_port") if way == "daemon" else 0
-    monkeypatch.setattr(rsync, "LARGE_COUNT", ALWAYS if way == "find" else NEVER)
+    monkeypatch.setattr(rsync, "LARGE_COUNT", ALWAYS if way in ("find", "archive") else NEVER)
+    monkeypatch.setattr(archives, "MANY", ALWAYS if way == "archive" else NEVER)
     if way != "parcel":
         monkeypatch.setattr(parcel, "FEW_COUNT", -1)
     result = Pushed(cluster, tmp_path, way, port, "all")
@@ -116,7 +118,7 @@ def site(cluster, tmp_path, request, monkeypatch):
 
 every_way = pytest.mark.parametrize("site", WAYS, indirect=True)
 switching = pytest.mark.parametrize("site", ("ssh", "find", "local"), indirect=True)
-over_ssh = pytest.mark.parametrize("site", WAYS[:3], indirect=True)
+over_ssh = pytest.mark.parametrize("site", WAYS[:4], indirect=True)
 
 
 def wrap(cluster, name, script):
@@ -511,7 +513,8 @@ def test_connection_that_breaks_in_the_middle_is_worth_another_try(site, cluster
 def test_push_that_is_stopped_ends_at_once_and_leaves_nothing_running(site, cluster):
     site.write("world/page")
     flag, pid_file = site.root / "started", site.root / "pid"
-    wrap(cluster, "rsync", f"echo $$ >{pid_file}; mv {pid_file} {flag}; exec sleep 60")
+    for program in ("rsync", "tar"):
+        wrap(cluster, program, f"echo $$ >{pid_file}; mv {pid_file} {flag}; exec sleep 60")
 
     def stop():
         end = time.monotonic() + 20
@@ -541,12 +544,13 @@ def command(pid):
 @over_ssh
 def test_server_that_takes_too_long_is_given_up(site, cluster):
     site.write("world/page")
-    wrap(cluster, "rsync", "exec sleep 5")
+    for program in ("rsync", "tar"):
+        wrap(cluster, program, "exec sleep 5")
     with pytest.raises(UnavailableError, match="not done after"):
         site.push("world", left_s=1.0)
 
 
-@over_ssh
+@pytest.mark.parametrize("site", ("ssh", "find", "parcel"), indirect=True)
 def test_server_without_rsync_says_so(site, cluster):
     site.write("world/page")
     wrap(cluster, "rsync", "echo 'sh: 1: rsync: not found' >&2; exit 127")
@@ -613,6 +617,62 @@ def test_few_small_files_run_no_rsync(site, cluster):
     assert told(site.push("world")) == [("update", "world/other/a  page\n")]
     assert state(site.copy) == state(site.source)
     assert site.push("world") == []
+
+
+def many(site, count=50):
+    """Make many files, and a link, in directories of several modes; return the paths of all."""
+    for number in range(count):
+        page = site.write(f"world/{number % 7}/d\n{number % 3}/page {number}", f"{number}", 0o604 | number % 8 * 8)
+        os.utime(page, ns=(1, 1_700_000_000_123_456_789 + number))
+    for number in range(7):
+        (site.source / f"world/{number}").chmod(0o705 | number * 8)
+    os.symlink("https://www.example.edu/#a b", site.source / "world/3/link")
+    return sorted(str(path.relative_to(site.source)) for path in (site.source / "world").rglob("*"))
+
+
+@pytest.mark.parametrize("site", ["archive"], indirect=True)
+def test_much_that_is_new_runs_no_rsync(site, cluster, monkeypatch):
+    monkeypatch.setattr(archives, "SHIPMENT_COUNT", 19)
+    monkeypatch.setattr(archives, "PIECE_COUNT", 5)
+    paths = many(site)
+    wrap(cluster, "rsync", "exit 9")
+    assert told(site.push("world")) == [("install", path) for path in ["world", *paths]]
+    assert state(site.copy) == state(site.source)
+    assert not list(site.copy.rglob(".*"))
+    assert site.push("world") == []
+
+
+@pytest.mark.parametrize("site", ["archive"], indirect=True)
+def test_rsync_goes_on_where_an_archive_cannot_be_unpacked(site, cluster, monkeypatch):
+    monkeypatch.setattr(archives, "SHIPMENT_COUNT", 9)
+    paths = many(site)
+    site.write("world/old", "old", where=site.copy)
+    site.write("world/0/gone", "gone", where=site.copy)
+    site.write("world/old", "new")
+    # The third one ends when it has written a part.
+    wrap(
+        cluster,
+        "tar",
+        f'echo >>{cluster.root}/tars; test $(wc -l <{cluster.root}/tars) -lt 3 && exec /bin/tar "$@"; '
+        'head -c 9000 | /bin/tar "$@"; exit 2',
+    )
+    expected = [("install", path) for path in paths if path != "world/0"]
+    expected += [("update", "world/old"), ("remove", "world/0/gone")]
+    done = [one for one in told(site.push("world")) if one[1] not in ("world", "world/0")]
+    assert sorted(done) == sorted(expected)
+    assert (cluster.root / "tars").read_text() == "\n" * 3
+    assert state(site.copy) == state(site.source)
+    assert not list(site.copy.rglob(".*"))
+
+
+@pytest.mark.parametrize("site", ["archive"], indirect=True)
+def test_hard_links_stay_links_whatever_is_new(site, monkeypatch):
+    monkeypatch.setattr(archives, "PIECE_COUNT", 2)
+    many(site, 9)
+    os.link(site.source / "world/0/d\n0/page 0", site.source / "world/6/other")
+    site.push("world")
+    assert state(site.copy) == state(site.source)
+    assert (site.copy / "world/6/other").samefile(site.copy / "world/0/d\n0/page 0")
 
 
 @pytest.mark.parametrize("site", ["find"], indirect=True)

@@ -46,7 +46,7 @@ class Items:
         all: the items.
         digest: of all of them in their order, as sha256sum tells it.
         installs: the actions that put them where they are missing.
-        archives: see `parcel`.
+        archives: see `archives`.
         compared: an answer, and what it was found to lack; ``comparing`` is held meanwhile.
     """
 

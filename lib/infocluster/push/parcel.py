@@ -3,29 +3,25 @@
 
 1. The server is asked what it has at the paths, in the items of `comparison`.
 2. Where files and links are missing or differ, and nothing else does, an archive of them is sent down the same
-   connection. It is unpacked in a directory of its own beside them, where nobody else may look.
-3. When it is there as a whole, each of its files gets its name, over the one that had it: link(2) and rename(2).
+   connection and put in place as a whole (`archives`), over what has these names.
 
 All else is left to rsync: what is gone here, directories that are missing there, something of another kind in a
 place, a server that cannot be reached, or does not answer as expected. So is what failed here halfway: rsync finds
 out where it stands, and tells why.
 
-Source: tar(1), cp(1) and find(1) of GNU; pax Interchange Format, IEEE Std 1003.1.
+Source: find(1) of GNU findutils.
 """
 
-import os
 import shlex
-import threading
 import time
 
-from infocluster import files, processes
 from infocluster.errors import UnavailableError
 from infocluster.processes import Conversation
-from infocluster.push import comparison, ssh
+from infocluster.push import archives, comparison, ssh
 from infocluster.push.comparison import Difference
 from infocluster.push.order import Order
 from infocluster.push.servers import Server
-from infocluster.trees import Action, Listing
+from infocluster.trees import Listing
 
 # So many files and links are few, and so many bytes in them little.
 FEW_COUNT = 100
@@ -36,12 +32,8 @@ COMMAND_LIMIT_BYTES = 100_000
 
 # Seconds until a server that is connected has told what it has.
 ANSWER_S = 20.0
-# How often the wish to stop is looked at.
-LOOK_S = 0.1
 
 _ANSWER_END = b"\0" + comparison.END
-
-_PACKING = threading.Lock()
 
 
 def send(server: Server, listing: Listing, order: Order) -> tuple[Difference | None, bool]:
@@ -62,8 +54,7 @@ def send(server: Server, listing: Listing, order: Order) -> tuple[Difference | N
     """
     if listing.count > FEW_COUNT or listing.size_bytes > SMALL_BYTES:
         return None, False
-    temporary = f"{order.paths[0].partition('/')[0]}/{files.temporary_name('push')}"
-    command = "sh -c " + shlex.quote(_script(listing, order.paths, server.destination, temporary))
+    command = "sh -c " + shlex.quote(_script(listing, order.paths, server.destination))
     if len(command) > COMMAND_LIMIT_BYTES:
         return None, False
     with ssh.conversation(server, order.settings, command) as talk:
@@ -73,28 +64,22 @@ def send(server: Server, listing: Listing, order: Order) -> tuple[Difference | N
             return found, False
         if not found.put:
             return found, True
-        archive = _archive(listing, found.put)
+        archive = archives.packed(listing, tuple(action.path for action in found.put))
         if archive is None:
             return found, False
         talk.tell(b"\n" + archive, is_last=True)
-        return found, _status(talk, order) == 0
+        return found, ssh.status(talk, order, ANSWER_S) == 0
 
 
-def _script(listing: Listing, paths: list[str], destination: str, temporary: str) -> str:
+def _script(listing: Listing, paths: list[str], destination: str) -> str:
     """Return what a POSIX shell on the server runs; in one line, as not every login shell takes more."""
-    place = shlex.quote(temporary)
     return "; ".join(
         [
             *comparison.preamble(destination),
             *comparison.told(listing, paths),
             f"printf '{comparison.END.decode()}\\n'",
             "read -r go || exit 0",
-            "umask 077",
-            f"trap 'rm -rf {place}' 0",
-            "trap 'exit 1' 1 2 13 15",
-            f"mkdir {place} && tar --extract --preserve-permissions --no-same-owner --warning=no-timestamp "
-            f"--directory={place} && cp --recursive --no-dereference --preserve=links --link --force "
-            f"--no-target-directory {place} .",
+            *archives.unpacking(archives.place(paths[0])),
         ]
     )
 
@@ -105,7 +90,7 @@ def _answer(talk: Conversation, server: Server, order: Order) -> bytes:
     answer = bytearray()
     while not answer.endswith(_ANSWER_END):
         try:
-            line = _heard(talk, order)
+            line = ssh.heard(talk, order)
         except UnavailableError:
             status = talk.end(0 if order.stopped.is_set() else ANSWER_S)
             if status == comparison.NO_DESTINATION:
@@ -122,47 +107,6 @@ def _answer(talk: Conversation, server: Server, order: Order) -> bytes:
     return bytes(answer)
 
 
-def _heard(talk: Conversation, order: Order) -> bytes | None:
-    """Return the next line, None where there is none yet. Raises UnavailableError when there will be none."""
-    if order.stopped.is_set():
-        raise UnavailableError("the push was stopped")
-    if time.monotonic() > order.end:
-        raise UnavailableError("the time is over")
-    return talk.heard(LOOK_S)
-
-
 def _is_plain(found: Difference) -> bool:
     """Tell whether nothing but files and links is to be put, and little of that."""
     return not found.removals and not any(action.is_directory for action in found.put)
-
-
-def _status(talk: Conversation, order: Order) -> int:
-    """Return how the server's part ended. Raises UnavailableError: the time is over, or the push was stopped."""
-    while True:
-        try:
-            _heard(talk, order)
-        except UnavailableError:
-            if order.stopped.is_set() or time.monotonic() > order.end:
-                raise
-            return talk.end(ANSWER_S)
-
-
-def _archive(listing: Listing, put: list[Action]) -> bytes | None:
-    """Return an archive of files and links, packed once for all who lack the same; None where one is gone."""
-    wanted = comparison.items(listing)
-    paths = tuple(action.path for action in put)
-    with _PACKING:
-        if paths not in wanted.archives:
-            wanted.archives[paths] = _packed(listing, paths)
-        return wanted.archives[paths]
-
-
-def _packed(listing: Listing, paths: tuple[str, ...]) -> bytes | None:
-    words = ["tar", "--create", "--format=posix", "--pax-option=delete=atime,delete=ctime", "--mode=ug-s,o-t"]
-    words += ["--directory", listing.source, "--no-recursion", "--null", "--verbatim-files-from", "--files-from=-"]
-    content = b"".join(os.fsencode(f"./{path}") + b"\0" for path in paths)
-    try:
-        outcome = processes.run(words, ANSWER_S, content, output_limit_bytes=2 * SMALL_BYTES + (1 << 20))
-    except UnavailableError:
-        return None
-    return outcome.output if outcome.status == 0 else None

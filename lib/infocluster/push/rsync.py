@@ -3,8 +3,9 @@
 
 1. A server that is reached by ssh is asked first what it lacks (`comparison`); where it lacks nothing that was all,
    and a few small files went in the same conversation (`parcel`). Where that cannot be told, rsync compares.
-2. One rsync puts in place what is new: it gets the named paths or the very paths that differ as a list, and rules
-   that hide and protect what is left out. It moves its files to their names together, at its end.
+2. Much that is new goes as `archives`. One rsync puts in place what else is new or differs: it gets the named paths
+   or the very paths that differ as a list, and rules that hide and protect what is left out. It moves its files to
+   their names together, at its end.
 3. Only when that went well another one removes what is gone: `--delete` in one and the same run would go on after a
    file could not be written. So the first run is told that it may remove nothing, and says whether there is more.
    A named path that is gone itself is listed to an rsync whose source is empty but for the directories above it.
@@ -29,10 +30,10 @@ from infocluster import processes
 from infocluster.errors import RefusedError, UnavailableError
 from infocluster.names import printable
 from infocluster.processes import Outcome
-from infocluster.push import comparison, ssh
+from infocluster.push import archives, comparison, ssh
 from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
-from infocluster.trees import Action, Directory, Listing, join
+from infocluster.trees import Action, Directory, Listing, above, join
 
 # From so many files and links on, a server is asked what it lacks before an rsync is started.
 LARGE_COUNT = 100
@@ -156,7 +157,7 @@ class Report:
 
     def actions(self) -> Iterator[Action]:
         """Yield all in the order of events: what was put in place, what failed, what was removed."""
-        replaced = {above for path in self.removed for above in _above(path)} & self.put.keys()
+        replaced = {parent for path in self.removed for parent in above(path)} & self.put.keys()
         for path in sorted(self.put):
             if path not in self.faults:
                 action = self.put[path]
@@ -218,13 +219,20 @@ class Push:
             yield from found.actions()
             return
         report = Report()
-        wanted = [] if found.removals else found.put
+        left = found.put
+        begun: list[Action] = []
+        if self.server.transport == "ssh" and len(left) >= archives.MANY:
+            done, begun = archives.put(self.server, self.listing, self.order, left)
+            report.put = {action.path: action for action in done}
+            report.is_all = len(done) == len(left) and not found.removals
+            left = [action for action in left if action.path not in report.put]
+        wanted = [] if found.removals else left
         # Only where something old is replaced can old and new be mixed; to hold all back costs half as much again.
-        is_held = any(action.verb == "update" and not action.is_directory for action in found.put)
-        if len(found.put) > MOST * self.listing.count:
+        is_held = any(action.verb == "update" and not action.is_directory for action in left)
+        if len(left) > MOST * self.listing.count:
             self.put(report, self.named, ["--recursive"], is_held=is_held, wanted=wanted)
-        elif found.put:
-            self.put(report, [action.path for action in found.put], ["--dirs"], is_held=is_held, wanted=wanted)
+        elif left:
+            self.put(report, [action.path for action in left], ["--dirs"], is_held=is_held, wanted=wanted)
         if report.is_all:
             yield from found.put
             yield from found.kept
@@ -235,6 +243,8 @@ class Push:
                 report.put[action.path] = action
             elif not os.path.lexists(f"{self.listing.source}/{action.path}"):
                 report.faults.setdefault(action.path, WENT)
+        # What rsync does not tell of these was there when it came.
+        report.put.update({action.path: action for action in begun})
         if not report.faults and found.outermost:
             self.remove(report, found.outermost)
         elif report.faults:
@@ -280,7 +290,7 @@ class Push:
         for path in removed:
             if why := self.listing.stays(path):
                 self.spared[path] = why
-                self.occupied.update(_above(path))
+                self.occupied.update(above(path))
 
     def put(
         self,
@@ -331,7 +341,7 @@ class Push:
             return
         if wanted:
             known = (action for action in wanted if os.path.lexists(f"{self.listing.source}/{action.path}"))
-            report.put = {action.path: action for action in known}
+            report.put |= {action.path: action for action in known}
         self.read(report, outcome, is_limited)
         self.judge(report, outcome)
 
@@ -542,9 +552,3 @@ def _environment() -> dict[str, str]:
     if "RSYNC_PASSWORD" in os.environ:
         kept["RSYNC_PASSWORD"] = os.environ["RSYNC_PASSWORD"]
     return kept | {"LC_ALL": "C"}
-
-
-def _above(path: str) -> Iterator[str]:
-    while "/" in path:
-        path = path.rpartition("/")[0]
-        yield path

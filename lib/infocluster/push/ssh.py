@@ -24,12 +24,14 @@ from collections.abc import Sequence
 from infocluster import files, names, processes
 from infocluster.config import Settings
 from infocluster.errors import ConfigError, UnavailableError, reason
-from infocluster.processes import Conversation, Outcome
+from infocluster.processes import Conversation, EndedError, Outcome
 from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
 
 NOT_REACHED = 255
 ANSWER_LIMIT_BYTES = 1 << 30
+# How often the wish to stop is looked at in a conversation.
+LOOK_S = 0.1
 
 # An address has 108 bytes with its end; ssh binds it under a name that is 17 bytes longer.
 _ADDRESS_LIMIT_BYTES = 90
@@ -136,6 +138,49 @@ def conversation(server: Server, settings: Settings, command: str) -> Conversati
         if session is not None:
             return Conversation(session, ANSWER_LIMIT_BYTES)
     return Conversation([*arguments(server, settings), server.name, command], ANSWER_LIMIT_BYTES)
+
+
+def heard(talk: Conversation, order: Order) -> bytes | None:
+    """Return the next line of a conversation, None where there is none for a moment.
+
+    Raises:
+        EndedError: there will be none.
+        UnavailableError: the time is over, or the push was stopped.
+    """
+    _go_on(order)
+    return talk.heard(LOOK_S)
+
+
+def tell(talk: Conversation, order: Order, content: bytes) -> None:
+    """Give the other side of a conversation something to read, and wait until it has. Raises as `heard`."""
+    talk.tell(content)
+    while not talk.is_told(LOOK_S):
+        _go_on(order)
+
+
+def _go_on(order: Order) -> None:
+    if order.stopped.is_set():
+        raise UnavailableError("the push was stopped")
+    if time.monotonic() > order.end:
+        raise UnavailableError("not done after the time for a server")
+
+
+def status(talk: Conversation, order: Order, left_s: float) -> int:
+    """Wait for the end of a conversation and return how it ended.
+
+    Args:
+        talk: the conversation.
+        order: its time limit and its wish to stop are kept to.
+        left_s: seconds for the other side to end once it has said all.
+
+    Raises:
+        UnavailableError: the time is over, or the push was stopped.
+    """
+    while True:
+        try:
+            heard(talk, order)
+        except EndedError:
+            return talk.end(left_s)
 
 
 def forget(server: Server, settings: Settings) -> None:
