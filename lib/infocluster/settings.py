@@ -85,11 +85,19 @@ def _fits_network(value: Any) -> bool:
         return False
 
 
+def _fits_scheduler(value: Any) -> bool:
+    scheme, found, place = value.partition("://") if isinstance(value, str) else ("", "", "")
+    host, colon, port = place.rpartition(":")
+    is_port = bool(found and colon) and port.isascii() and port.isdigit() and 0 < int(port) < 65536
+    return scheme in ("tcp", "tls") and is_port and host.isprintable() and not set(host) & set("/@ ") and host != ""
+
+
 def _fits_core_filer(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= names.NAME_LIMIT and value.isprintable()
 
 
 NETWORK = Kind('an address or network, such as "192.0.2.7" or "192.0.2.0/24"', _fits_network)
+SCHEDULER = Kind('an address such as "tls://batch.example.edu:8786", or tcp://', _fits_scheduler)
 CORE_FILER = Kind(f"a name of at most {names.NAME_LIMIT} printable characters", _fits_core_filer)
 _UMASKS = frozenset(f"{mode:0{width}o}" for mode in range(0o1000) for width in (3, 4))
 DIRECTORIES = _list_of(DIRECTORY)
@@ -185,6 +193,21 @@ TABLE = (
     Setting(
         "gather", "processes", _whole(0, 1024), 0,
         "Processes that read gathered records at once; 0 means one a core.",
+    ),
+    Setting(
+        "gather", "engine", _one_of("local", "dask"), "local",
+        "Where gathered records are counted: in PROCESSES of this host, or by the workers of a Dask cluster, which "
+        "have to see GATHER_DIR as this host does; doc/folding.md has the rest.",
+    ),
+    Setting(
+        "gather", "scheduler", SCHEDULER, "tcp://localhost:8786",
+        'The address of the cluster\'s scheduler, for engine = "dask". It runs whatever whoever reaches it sends: '
+        "tls:// with certificates, or a network that is yours alone.",
+    ),
+    Setting(
+        "gather", "scheduler_timeout_s", _seconds(1, 3600), 30,
+        "Seconds the scheduler has to answer, and the cluster may be without a worker, before a night gives up; the "
+        "next one does it all.",
     ),
     Setting("survey", "app", NAME, "survey", "The application's name below the gather directories."),
     Setting(

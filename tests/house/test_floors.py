@@ -31,6 +31,7 @@ OWNERS = {
     "subprocess": {"processes.py"},
     "jinja2": {"pages.py"},
     "pygal": {"charts.py"},
+    "distributed": {"gather/cluster.py"},
 }
 
 # Built into some interpreters, a small file of their own in others.

@@ -24,6 +24,8 @@ CREATE TABLE IF NOT EXISTS agents (
 """
 REMEMBERED = 20000
 """Agents that are remembered; when there are more, all are forgotten and those of the next nights learned again."""
+PACKAGES = ("msgspec", "ua-parser", "ua-parser-builtins")
+"""Distributions whose versions tell in what is counted."""
 NONE_SENT = "(none sent)"
 UNKNOWN = "(unknown)"
 NAME_LIMIT = 60

@@ -515,6 +515,25 @@ def gather(place: Place) -> Iterator[Fault]:
     yield from _round(place, server)
 
 
+def folding(place: Place) -> Iterator[Fault]:
+    """Check the cluster that counts for the nights, where there is one: it answers, is ours and sees the files."""
+    _only(place.is_batch, "batch host")
+    if place.settings["gather"]["engine"] == "local":
+        return
+    from infocluster.apps import agents
+    from infocluster.gather import cluster
+
+    try:
+        found = cluster.faults(place.settings["gather"], agents.PACKAGES)
+    except InfoclusterError as error:
+        yield Fault(str(error), 'start scheduler and workers as doc/folding.md says, or set gather.engine = "local"')
+        return
+    for fault in found:
+        yield Fault(
+            fault, "install there what is installed here, mount the gather directories, start the worker again"
+        )
+
+
 def _round(place: Place, server: User) -> Iterator[Fault]:
     """Send one record the way of all records, and drop it again."""
     directory = place.gather
@@ -772,6 +791,7 @@ CHECKS: Mapping[str, Callable[[Place], Iterator[Fault]]] = {
     "reach": reach,
     "programs": programs,
     "gather": gather,
+    "folding": folding,
     "queues": queues,
     "servers": servers,
     "cron": cron,

@@ -64,6 +64,8 @@ class VisitCount:
         known: what agents are that were told apart before.
     """
 
+    packages: tuple[str, ...] = agents.PACKAGES
+
     def __init__(self, known: dict[str, Class]) -> None:
         self.known = known
 
@@ -129,10 +131,10 @@ def work(run: Run) -> str:
             run.fault(fault)
         size = sum(part.end - part.start for part in found.parts)
         known = agents.known(position.db)
-        if size > fold.SLICE_BYTES and not known:
+        if gather["engine"] == "local" and size > fold.SLICE_BYTES and not known:
             agents.classify("load the rules once, before the workers are forked")
         with run.progress("reading", size, "bytes") as advance:
-            folded = fold.run(VisitCount(known), found.parts, gather["processes"], advance)
+            folded = fold.run(VisitCount(known), found.parts, gather, advance)
         counts = folded.result.visits
         for path, why in folded.failed.items():
             run.fault(f"cannot read {path}: {why}")
