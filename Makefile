@@ -59,7 +59,7 @@ lint: environment
 	$(VENV)/bin/mypy
 
 bench: environment
-	@$(INSTALL) --prefix "$(CURDIR)/$(BUILD)/bench" --python "$(PYTHON)" --extras batch >/dev/null
+	@$(INSTALL) --prefix "$(CURDIR)/$(BUILD)/bench" --python "$(PYTHON)" --extras batch,dask >/dev/null
 	@$(VENV)/bin/python tests/bench/run.py $(WHAT)
 
 install: environment

@@ -11,7 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-PROGRAMS = ("startup", "poll", "append", "queues", "night", "push", "install", "forms", "reports", "growth")
+PROGRAMS = ("startup", "poll", "append", "queues", "night", "dask", "push", "install", "forms", "reports", "growth")
 
 
 def main() -> int:
