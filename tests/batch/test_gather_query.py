@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from dirq.QueueSimple import QueueSimple
 
 from conftest import Site
 from infocluster.gather import drop
@@ -37,6 +38,22 @@ def test_records_of_all_servers_are_found_as_table_csv_and_json(gathered: Site) 
         "gather-query", "-csv", "select agent, segment, only_web3 from survey order by time desc limit 1"
     )
     assert done.stdout == 'agent,segment,only_web3\n"it\'s; ""odd""\n",2026-11-24.jsonl,2\n'
+
+
+def test_entries_and_queues_are_read_beside_segments(gathered: Site) -> None:
+    top = gathered.gather("web3") / "form-signup"
+    drop.append("form-signup", {"email": "bob@example.org"}, SETTINGS, str(gathered.gather("web3")), drop.QUEUE)
+    queue = QueueSimple(str(top))
+    queue.add("no record of ours")
+    record = {"id": "f" * 32, "time": 1795384800.5, "email": "cleo@example.org"}
+    (top / f"{record['id']}.json").write_text(json.dumps(record) + "\n")
+    asked = 'select server, segment, email from "form-signup" order by email'
+    done = gathered.batch("gather-query", "-json", asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    ann, bob, cleo = map(json.loads, done.stdout.splitlines())
+    assert (ann["server"], ann["email"]) == ("web2", "ann@example.org")
+    assert bob == {"server": "web3", "segment": next(iter(queue.names())), "email": "bob@example.org"}
+    assert cleo == {"server": "web3", "segment": "f" * 32 + ".json", "email": "cleo@example.org"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from infocluster.apps import forms_token
 
 SECRET = b"a secret of tests"
 BODIES = Path(__file__).resolve().parent / "bodies"
+STORES = ("segment", "entries", "queue")
 GUESTBOOK = """
 title = "Guest <b>book</b>"
 thanks = "Thank you."
@@ -86,10 +87,15 @@ def post(site: Site, body: bytes, name: str = "guestbook", server: str = "web1",
 
 
 def records(site: Site, name: str = "guestbook", server: str = "web1") -> list[dict[str, Any]]:
-    """Return what was gathered, in order."""
+    """Return what was gathered, in order, in whichever store."""
     top = site.gather(server) / f"form-{name}"
-    lines = [line for path in sorted(top.glob("*.json*")) for line in path.read_bytes().splitlines()]
-    return [json.loads(line) for line in lines]
+    found = sorted(path for path in top.rglob("*") if path.is_file())
+    return [json.loads(line) for path in found for line in path.read_bytes().splitlines()]
+
+
+def stored_as(store: str, text: str = GUESTBOOK) -> str:
+    """Return a declaration whose answers go into a store."""
+    return text.replace("[answers]", f'[answers]\nstore = "{store}"')
 
 
 def uploads(site: Site, name: str = "guestbook", server: str = "web1") -> list[Path]:

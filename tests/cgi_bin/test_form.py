@@ -4,6 +4,7 @@
 import hashlib
 import hmac
 import html
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from dirq.QueueSimple import QueueSimple
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,15 +105,28 @@ def test_bad_answer_shows_the_form_with_faults_and_what_was_typed_all_escaped(bo
     assert corrected.status == 303 and len(records(book)) == 1
 
 
-def test_double_click_is_one_record_by_id_whichever_servers_it_reaches(book: Site) -> None:
+@pytest.mark.parametrize("store", form_site.STORES)
+def test_double_click_is_one_record_by_id_whichever_servers_it_reaches(book: Site, store: str) -> None:
+    declare(book, text=form_site.stored_as(store))
     body = good()
     assert [post(book, body, server=server).status for server in ("web1", "web1", "web2")] == [303] * 3
     ids = {record["id"] for server in ("web1", "web2") for record in records(book, server=server)}
-    assert len(ids) == 1
+    assert len(ids) == 1 and len(records(book)) == (1 if store == "entries" else 2)
+
+
+def test_answer_in_a_queue_is_an_element_that_others_can_consume(book: Site) -> None:
+    declare(book, text=form_site.stored_as("queue"))
+    assert post(book, good()).status == 303
+    queue = QueueSimple(str(book.gather() / "form-guestbook"))
+    (name,) = queue.names()
+    assert queue.lock(name)
+    record = json.loads(queue.get(name))
+    queue.remove(name)
+    assert record["entry"] == "Hello" and len(record["id"]) == 32
 
 
 def test_entry_a_file_is_written_once(book: Site) -> None:
-    declare(book, text=form_site.GUESTBOOK.replace("[answers]", '[answers]\nstore = "entries"'))
+    declare(book, text=form_site.stored_as("entries"))
     body = good()
     assert [post(book, body).status for _ in range(2)] == [303, 303]
     assert len(records(book)) == 1

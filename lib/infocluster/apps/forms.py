@@ -13,7 +13,8 @@ Shape: a record of the application ``form-NAME``: ``{"id":"<32 hexadecimal digit
     "email":"ann@example.org","topics":["Jobs"],"consent":true,"picture":[{"name":"me.png","type":"image/png",
     "bytes":2048,"sha256":"9f86d081...","file":"5f0c...-picture-0-9f86d081.png"}]}``; an answer by field, "" or []
     where there is none. With ``store = "entries"`` each record is a file of its own,
-    ``$SERVER_GATHER/form-NAME/ID.json``. Files are in ``$SERVER_GATHER/form-NAME.files``.
+    ``$SERVER_GATHER/form-NAME/ID.json``; with ``store = "queue"`` it is an element of the directory queue
+    ``$SERVER_GATHER/form-NAME``. Files are in ``$SERVER_GATHER/form-NAME.files``.
 
 The night's side is `forms_night`: a hit has no time to load it.
 
@@ -331,10 +332,12 @@ class _Store:
         except OSError as error:
             raise UnavailableError(f"cannot keep a file in {self.files_dir}: {reason(error)}") from error
         try:
-            if self.form["answers"]["store"] == "entries":
+            store = self.form["answers"]["store"]
+            if store == "entries":
                 self._enter(record)
             else:
-                drop.append(app_of(self.form["name"]), record, self.gather, self.directory)
+                kept_in = drop.QUEUE if store == "queue" else drop.SEGMENTS
+                drop.append(app_of(self.form["name"]), record, self.gather, self.directory, kept_in)
         except BadInputError:
             raise HttpError(413, "The texts of the form are too long.") from None
 

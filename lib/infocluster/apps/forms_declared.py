@@ -93,7 +93,7 @@ LIMITS = (
     Key("open_hours", _whole(1, 720), 24),
 )
 ANSWERS = (
-    Key("store", _one_of("segment", "entries"), "segment"),
+    Key("store", _one_of("segment", "entries", "queue"), "segment"),
     Key("publish", BOOLEAN, False),
     Key("moderate", BOOLEAN, True),
     Key("mail", _one_of("night", "soon", "never"), "never"),

@@ -3,8 +3,8 @@
 
 The life of an answer, for each form:
 
-1. look at ``<gather_dir>/*/<host>/form-NAME`` for what is new; copy the files that came with it, held against their
-   digest;
+1. look at ``<gather_dir>/*/<host>/form-NAME`` for what is new, in segments, entries and a queue; copy the files that
+   came with it, held against their digest;
 2. commit answers and positions in one transaction: an answer counts once, by its id, however often it was sent;
 3. forget what is older than the form's retention;
 4. write the results of each day that changed, and the summary;
@@ -18,7 +18,7 @@ import glob
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -36,6 +36,8 @@ from infocluster.push import servers
 
 DAY_S = 86400.0
 SUMMARY = "summary.html"
+TAKEN_PARTS = 500
+TAKEN_BYTES = 8 << 20
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
 Form = dict[str, Any]
@@ -125,32 +127,59 @@ def _take_in(run: Run, form: Form, book: Book) -> int:
     gather = settings["gather"]
     expected = tuple(server.name for server in servers.of_kind(settings, "web")) if settings["servers"] else ()
     positions = book.cursor.positions(app, gather["host"])
-    source = collect.Source(gather["gather_dir"], app, gather["host"], expected)
-    found = collect.look(source, positions)
-    parts = [(source, part) for part in found.parts]
-    seen = set(found.seen)
-    if form["answers"]["store"] == "entries":
-        entries = collect.Source(gather["gather_dir"], app, gather["host"], (), "entries")
-        more = collect.look(entries, positions)
-        # A segment of before, when the form was stored as segments, is no entry.
-        parts += [(entries, part) for part in more.parts if part.segment.endswith(".json")]
-        seen |= {key for key in more.seen if key[1].endswith(".json")}
-        found.faults.extend(fault for fault in more.faults if fault not in found.faults)
-    for fault in found.faults:
+    # Every store, whichever the declaration names now: a change from one to another loses nothing.
+    segments = collect.Source(gather["gather_dir"], app, gather["host"], expected)
+    entries = collect.Source(gather["gather_dir"], app, gather["host"], (), "entries", ending=".json")
+    queue = collect.Source(gather["gather_dir"], app, gather["host"], (), "queue")
+    looks = [(source, collect.look(source, positions)) for source in (segments, entries, queue)]
+    for fault in dict.fromkeys(fault for _, found in looks for fault in found.faults):
         run.fault(f"form {form['name']}: {fault}")
-    new = 0
-    for source_of, part in parts:
-        try:
-            new += _take_part(run, form, book, source_of, part)
-        except OSError as error:
-            run.fault(f"form {form['name']}: cannot read {part.path}: {reason(error)}")
+    new = sum(
+        _take_parts(run, form, book, source, parts) for source, found in looks for parts in _together(found.parts)
+    )
     reached = book.cursor.positions(app, gather["host"])
+    queued = looks[-1][1].seen
+    removed = collect.consume(queue, queued & reached.keys())
+    with book.cursor.transaction():
+        book.cursor.forget(app, gather["host"], collect.gone(queue, queued, reached))
+    seen = {key for _, found in looks for key in found.seen} - removed
     told = [reached[key] for key in sorted(seen) if key in reached]
     place.publish(gather["marks"], {f"{app}.json": marks.document(app, told, time.time())}, settings, say=run.say)
     return new
 
 
-def _take_part(run: Run, form: Form, book: Book, source: collect.Source, part: Part) -> int:
+def _together(parts: list[Part]) -> Iterator[list[Part]]:
+    """Yield parts that are read and committed together: a transaction an answer would be a wait for the disk each."""
+    some: list[Part] = []
+    left = TAKEN_BYTES
+    for part in parts:
+        if some and (left < part.end - part.start or len(some) == TAKEN_PARTS):
+            yield some
+            some, left = [], TAKEN_BYTES
+        some.append(part)
+        left -= part.end - part.start
+    if some:
+        yield some
+
+
+def _take_parts(run: Run, form: Form, book: Book, source: collect.Source, parts: list[Part]) -> int:
+    """Read parts, commit them with how far they go, and return how many answers are new."""
+    read = []
+    for part in parts:
+        try:
+            read.append((part, _records(run, form, book, source, part), part.position()))
+        except OSError as error:
+            run.fault(f"form {form['name']}: cannot read {part.path}: {reason(error)}")
+    new = 0
+    with book.cursor.transaction() as db:
+        for part, records, reached in read:
+            new += book.take(db, part.server, part.segment, records)
+            book.cursor.advance(reached)
+    return new
+
+
+def _records(run: Run, form: Form, book: Book, source: collect.Source, part: Part) -> list[dict[str, Any]]:
+    """Return the records of a part; the files that came with them are copied by then."""
     records, bad = [], 0
     for line, _ in collect.records(collect.content(part), source):
         record = _record(line)
@@ -164,11 +193,7 @@ def _take_part(run: Run, form: Form, book: Book, source: collect.Source, part: P
         records.append(record)
     if bad:
         run.fault(f"form {form['name']}: cannot use {bad} line{'s' * (bad > 1)} of {part.path}: no record of ours")
-    reached = part.position()
-    with book.cursor.transaction() as db:
-        new = book.take(db, part.server, part.segment, records)
-        book.cursor.advance(reached)
-    return new
+    return records
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

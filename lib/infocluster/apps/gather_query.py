@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gather-query: SQL over the segments of all servers, by DuckDB, an optional package.
+"""gather-query: SQL over what all servers gathered, by DuckDB, an optional package.
 
 Each application is a table of its name, such as ``survey`` or ``"form-signup"``; its columns are ``server``,
-``host``, ``app``, ``segment`` and the fields of its records (``id``, ``time`` in Unix seconds, ...). A line that is
-no record is passed over, as is one that is not whole yet. The query may read these files, and nothing else here.
+``host``, ``app``, ``segment`` and the fields of its records (``id``, ``time`` in Unix seconds, ...). Its records are
+those of segments, of entries (a file each) and of a queue, as far as they are still there: what a night consumed of a
+queue is not. A line that is no record is passed over, as is one that is not whole yet, and an element of a queue that
+holds something else. The query may read these files, and nothing else here.
 
 Source: DuckDB documentation, "JSON Loading", "Securing DuckDB".
 """
@@ -18,6 +20,7 @@ from typing import Any
 from infocluster import names
 from infocluster.cron.command import Run
 from infocluster.errors import BadInputError, ConfigError, UnavailableError, UsageError, reason
+from infocluster.queue.simple import Simple
 from infocluster.report import plain
 
 ROWS_AT_ONCE = 1000
@@ -44,7 +47,7 @@ def work(run: Run) -> str:
             db.execute("SET enable_external_access = false")
             for app, found in sorted(_segments(gather["gather_dir"], gather["host"]).items()):
                 try:
-                    db.execute(_view(app, gather["host"], found))
+                    db.execute(_view(app, gather["gather_dir"], gather["host"], found))
                 except duckdb.Error as error:
                     run.fault(f"cannot make a table of {app}: {error}")
             db.execute("SET lock_configuration = true")
@@ -59,13 +62,13 @@ def work(run: Run) -> str:
     return ""
 
 
-def _segments(gather_dir: str, host: str) -> dict[str, list[tuple[str, str]]]:
-    """Return server and path of every segment, by application.
+def _segments(gather_dir: str, host: str) -> dict[str, list[str]]:
+    """Return the path of every segment, entry and element of a queue, by application.
 
     Raises:
         UnavailableError: the directory cannot be read.
     """
-    result: dict[str, list[tuple[str, str]]] = {}
+    result: dict[str, list[str]] = {}
     try:
         for server in sorted(entry for entry in os.listdir(gather_dir) if names.is_name(entry)):
             top = f"{gather_dir}/{server}/{host}"
@@ -74,25 +77,40 @@ def _segments(gather_dir: str, host: str) -> dict[str, list[tuple[str, str]]]:
             for app in sorted(entry for entry in os.listdir(top) if names.is_name(entry)):
                 if not os.path.isdir(f"{top}/{app}"):
                     continue
-                for name in sorted(os.listdir(f"{top}/{app}")):
-                    path = f"{top}/{app}/{name}"
-                    if name.endswith(".jsonl") and names.is_name(name) and os.path.getsize(path):
-                        result.setdefault(app, []).append((server, path))
+                found = [f"{top}/{app}/{name}" for name in sorted(os.listdir(f"{top}/{app}")) if _is_ours(name)]
+                some = [path for path in found if os.path.getsize(path)]
+                elements = [f"{top}/{app}/{name}" for name in Simple(f"{top}/{app}")]
+                some += [path for path in elements if _holds_a_record(path)]
+                if some:
+                    result.setdefault(app, []).extend(some)
     except OSError as error:
         raise UnavailableError(f"cannot read {error.filename or gather_dir}: {reason(error)}") from error
     return result
 
 
-def _view(app: str, host: str, found: Sequence[tuple[str, str]]) -> str:
+def _is_ours(name: str) -> bool:
+    return name.endswith((".jsonl", ".json")) and names.is_name(name)
+
+
+def _holds_a_record(path: str) -> bool:
+    """Tell whether an element of a queue begins as a record does; one that is gone by now holds none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(1) == b"{"
+    except FileNotFoundError:
+        return False
+
+
+def _view(app: str, gather_dir: str, host: str, paths: Sequence[str]) -> str:
     """Return the SQL that makes an application a table."""
-    paths = ", ".join(_text(path) for _, path in found)
-    servers = ", ".join(f"{_text(path)}: {_text(server)}" for server, path in found)
+    listed = ", ".join(_text(path) for path in paths)
+    below = f"string_split(substr(_path, {len(gather_dir) + 2}), '/')"
     name = '"' + app.replace('"', '""') + '"'
     return (
-        f"CREATE VIEW {name} AS SELECT MAP {{{servers}}}[_path] AS server, "  # noqa: S608 - quoted by _text
+        f"CREATE VIEW {name} AS SELECT {below}[1] AS server, "  # noqa: S608 - quoted by _text
         f"{_text(host)} AS host, {_text(app)} AS app, "
-        "parse_filename(_path) AS segment, * EXCLUDE (_path) FROM read_json("
-        f"[{paths}], format = 'newline_delimited', filename = '_path', union_by_name = true, ignore_errors = true, "
+        f"array_to_string({below}[4:], '/') AS segment, * EXCLUDE (_path) FROM read_json("
+        f"[{listed}], format = 'newline_delimited', filename = '_path', union_by_name = true, ignore_errors = true, "
         "sample_size = -1, map_inference_threshold = -1) WHERE id IS NOT NULL"
     )
 

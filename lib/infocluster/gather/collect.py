@@ -63,6 +63,7 @@ class Source:
         servers: the servers that have to be there.
         form: one of `FORMS`.
         separator: for ``separated``, the separator line without its end.
+        ending: for ``entries``, what the names of entries end in.
     """
 
     gather_dir: str
@@ -71,6 +72,7 @@ class Source:
     servers: tuple[str, ...] = ()
     form: str = "segments"
     separator: bytes = b""
+    ending: str = ""
 
     @property
     def end(self) -> bytes:
@@ -257,7 +259,7 @@ def _segments(top: str, source: Source) -> Iterator[tuple[str, str]]:
         return
     for name in sorted(os.listdir(top)):
         is_segment = name.endswith(".jsonl") and names.is_name(name)
-        wanted = is_segment if source.form == "segments" else name[0] != "."
+        wanted = is_segment if source.form == "segments" else name[0] != "." and name.endswith(source.ending)
         if wanted:
             yield name, f"{top}/{name}"
 

@@ -14,7 +14,7 @@ writes there that were not finished.
 import calendar
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from infocluster.errors import InfoclusterError, reason
 from infocluster.gather import collect
@@ -85,7 +85,7 @@ def _sweep_files(top: str, now: float, say: Callable[[str], None], fault: Callab
     try:
         old = [one.name for one in os.scandir(directory) if one.stat(follow_symlinks=False).st_mtime < now - DAY_S]
         # Looked for in the text of what is left: a name holds a record's id, which stands nowhere else.
-        left = [_text(f"{top}/{name}") for name in os.listdir(top)] if old else []
+        left = [_text(path) for path in _files_below(top)] if old else []
         for name in sorted(old):
             if not any(name.encode() in text for text in left):
                 os.unlink(f"{directory}/{name}")
@@ -94,6 +94,15 @@ def _sweep_files(top: str, now: float, say: Callable[[str], None], fault: Callab
         return
     except OSError as error:
         fault(f"cannot sweep {directory}: {reason(error)}")
+
+
+def _files_below(top: str) -> Iterator[str]:
+    """Yield the plain files of an application: segments, entries, elements of its queue."""
+    for entry in os.scandir(top):
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files_below(entry.path)
+        elif entry.is_file(follow_symlinks=False):
+            yield entry.path
 
 
 def _text(path: str) -> bytes:
