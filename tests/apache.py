@@ -22,6 +22,7 @@ class Apache:
 
     port: int
     run_dir: Path
+    pid: int
 
     @property
     def url(self) -> str:
@@ -32,7 +33,9 @@ class Apache:
 
 
 @contextmanager
-def apache(prefix: Path, tree: Path, gather: Path, run_dir: Path, extra: str = "") -> Iterator[Apache]:
+def apache(
+    prefix: Path, tree: Path, gather: Path, run_dir: Path, extra: str = "", define: str = ""
+) -> Iterator[Apache]:
     """Run Apache over an installed tree, as root started and as www-data at work.
 
     Args:
@@ -41,6 +44,7 @@ def apache(prefix: Path, tree: Path, gather: Path, run_dir: Path, extra: str = "
         gather: the gather directory, given to the server's user.
         run_dir: a directory of the server's own, made here; its logs lie in it.
         extra: further configuration.
+        define: what is defined beside what differs from host to host, such as WSGI.
     """
     program = shutil.which("apache2", path="/usr/sbin:/usr/bin:/sbin:/bin")
     assert program, "apache2 is not installed: .ci/packages installs it"
@@ -64,7 +68,7 @@ def apache(prefix: Path, tree: Path, gather: Path, run_dir: Path, extra: str = "
     conf.write_text("\n".join([*lines, f'Include "{prefix}/etc/apache.conf"', extra, ""]))
     with (run_dir / "start.log").open("wb") as log:
         process = subprocess.Popen(
-            [program, "-D", "FOREGROUND", "-f", str(conf)],
+            [program, "-D", "FOREGROUND", *(["-D", define] if define else []), "-f", str(conf)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -73,7 +77,7 @@ def apache(prefix: Path, tree: Path, gather: Path, run_dir: Path, extra: str = "
         )
     try:
         _wait_until_it_answers(process, port, run_dir)
-        yield Apache(port, run_dir)
+        yield Apache(port, run_dir, process.pid)
     finally:
         process.terminate()
         try:

@@ -2,11 +2,16 @@
 """A site with forms: a secret, declarations, tokens that are valid, bodies out of files."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from conftest import Reply, Site
+from apache import USER
+from conftest import ROOT, Reply, Site
 from infocluster.apps import forms_token
 
 SECRET = b"a secret of tests"
@@ -59,6 +64,29 @@ def declare(site: Site, name: str = "guestbook", text: str = GUESTBOOK) -> Path:
     (site.root / "etc/secrets/forms").write_bytes(SECRET + b"\n")
     (forms / f"{name}.toml").write_text(text)
     return forms / f"{name}.toml"
+
+
+def installed(top: Path) -> Path:
+    """Return a tree that is installed below a directory, with a form; its server's gather is gather/web1/www."""
+    prefix = top / "infocluster"
+    command = [sys.executable, "-m", "infocluster.apps.installation", "--prefix", str(prefix)]
+    environment = {"PATH": os.defpath, "PYTHONPATH": str(ROOT / "lib")}
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    for path in (prefix / "etc/forms").iterdir():
+        path.unlink()
+    (prefix / "etc/forms/guestbook.toml").write_text(GUESTBOOK.replace('mail = "night"', 'mail = "never"'))
+    (prefix / "etc/secrets/forms").write_bytes(SECRET)
+    for path in (prefix / "etc/secrets", prefix / "etc/secrets/forms"):
+        shutil.chown(path, group=USER)
+        path.chmod(0o640 if path.is_file() else 0o750)
+    for directory in ("tree", "www/world/forms", "gather/web1/www", "state", "dev"):
+        (top / directory).mkdir(parents=True)
+    (prefix / "etc/infocluster.toml").write_text(
+        f'[site]\nproduction_dir = "{top}/www"\nstate_dir = "{top}/state"\ndevelopment_dirs = ["{top}/dev"]\n'
+        f'[gather]\ngather_dir = "{top}/gather"\nkeep_days = 0\n'
+    )
+    subprocess.run([prefix / "batch/check-site", "-compile"], check=True, capture_output=True)
+    return prefix
 
 
 def token(name: str = "guestbook", age_s: float = 30, now: float | None = None) -> str:

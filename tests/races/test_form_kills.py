@@ -8,7 +8,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,8 +19,7 @@ import pytest
 
 from apache import USER, apache
 from cgi_bin import form_site
-from cgi_bin.form_site import BODIES, GUESTBOOK
-from conftest import ROOT
+from cgi_bin.form_site import BODIES
 from infocluster.apps import forms_token
 from infocluster.gather import drop
 
@@ -39,28 +37,6 @@ def top() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def install(top: Path) -> Path:
-    prefix = top / "infocluster"
-    command = [sys.executable, "-m", "infocluster.apps.installation", "--prefix", str(prefix)]
-    environment = {"PATH": os.defpath, "PYTHONPATH": str(ROOT / "lib")}
-    subprocess.run(command, env=environment, capture_output=True, check=True)
-    for path in (prefix / "etc/forms").iterdir():
-        path.unlink()
-    (prefix / "etc/forms/guestbook.toml").write_text(GUESTBOOK.replace('mail = "night"', 'mail = "never"'))
-    (prefix / "etc/secrets/forms").write_bytes(form_site.SECRET)
-    for path in (prefix / "etc/secrets", prefix / "etc/secrets/forms"):
-        shutil.chown(path, group=USER)
-        path.chmod(0o640 if path.is_file() else 0o750)
-    for directory in ("tree", "www/world/forms", "gather/web1/www", "state", "dev"):
-        (top / directory).mkdir(parents=True)
-    (prefix / "etc/infocluster.toml").write_text(
-        f'[site]\nproduction_dir = "{top}/www"\nstate_dir = "{top}/state"\ndevelopment_dirs = ["{top}/dev"]\n'
-        f'[gather]\ngather_dir = "{top}/gather"\nkeep_days = 0\n'
-    )
-    subprocess.run([prefix / "batch/check-site", "-compile"], check=True, capture_output=True)
-    return prefix
-
-
 def send(port: int, kind: str, body: bytes) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
@@ -75,7 +51,7 @@ def send(port: int, kind: str, body: bytes) -> int:
 @pytest.mark.slow
 @pytest.mark.root
 def test_every_303_is_one_answer_whatever_is_killed_when(top: Path) -> None:
-    prefix = install(top)
+    prefix = form_site.installed(top)
     gather = top / "gather/web1/www"
     acknowledged: set[str] = set()
     statuses: list[int] = []
