@@ -167,6 +167,15 @@ TABLE = (
         "gather", "gather_dir", DIRECTORY, "var/gather",
         "Where the batch host sees the servers' gather directories, as GATHER_DIR/SERVER/HOST/APP.",
     ),
+    Setting(
+        "gather", "pull_from", TEXT, "",
+        "Where there is no NFS: the directory on each server of the kind web that holds HOST/APP, such as /gather, "
+        "or \".\" where the key's command gives one directory only; %h is the server's name. See gather-pull(1).",
+    ),
+    Setting(
+        "gather", "pull_user", TEXT, "",
+        "Who gather-pull is on the servers: somebody who may read there and no more. \"\" is the user of pushes.",
+    ),
     Setting("gather", "host", NAME, "www", "The HOST part of that path: the web service whose visitors are read."),
     Setting(
         "gather", "durable", BOOLEAN, True,

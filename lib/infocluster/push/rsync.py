@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 
 from infocluster import processes
+from infocluster.config import Settings
 from infocluster.errors import RefusedError, UnavailableError
 from infocluster.names import printable
 from infocluster.processes import Outcome
@@ -392,8 +393,7 @@ class Push:
         if server.transport == "local":
             target = ["--", *sources, destination]
         elif server.transport == "ssh":
-            shell = " ".join(_shell_word(word) for word in ssh.arguments(server, self.order.settings))
-            target = ["--rsh=" + shell, "--", *sources, f"{server.name}:{destination}"]
+            target = [remote_shell(server, self.order.settings), "--", *sources, f"{server.name}:{destination}"]
         else:
             at = f"{user}@" if (user := ssh.user(server)) else ""
             port = f":{server.port}" if server.port else ""
@@ -404,7 +404,7 @@ class Push:
             words + target,
             max(left_s, 0),
             b"".join(b"/" + os.fsencode(path) + b"\0" for path in paths) if is_listed else b"",
-            _environment(),
+            environment(),
             is_stopped=self.order.stopped.is_set,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
         )
@@ -539,6 +539,11 @@ def _pattern(path: str) -> bytes:
     return re.sub(rb"[\\*?[]", rb"\\\g<0>", text) if re.search(rb"[*?[]", text) else text
 
 
+def remote_shell(server: Server, settings: Settings) -> str:
+    """Return the option of rsync that has it use the connection of `ssh`. Raises as `ssh.arguments`."""
+    return "--rsh=" + " ".join(_shell_word(word) for word in ssh.arguments(server, settings))
+
+
 def _shell_word(word: str) -> str:
     """Return a word of the command behind --rsh, which rsync splits at blanks itself; no shell reads it."""
     if word and not set(word) & {" ", "'", '"', "\t", "\n"}:
@@ -546,7 +551,7 @@ def _shell_word(word: str) -> str:
     return "'" + word.replace("'", "''") + "'"
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return our environment without what changes how rsync works or talks."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RSYNC_")}
     if "RSYNC_PASSWORD" in os.environ:
