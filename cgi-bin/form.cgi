@@ -12,7 +12,7 @@ first bytes and never named by the visitor. No script, no cookie and no other si
 twice counts once; machines that fill every field, send at once or from another site are not taken, nor more
 answers an hour from one address than the form allows.
 
-Reads: etc/infocluster.toml; etc/forms/NAME.toml and NAME.toml.compiled; etc/secrets/forms
+Reads: etc/infocluster.toml; etc/forms/NAME.toml, NAME.toml.compiled, *.html; etc/secrets/forms
 Writes: $SERVER_GATHER/form-NAME/YYYY-MM-DD.jsonl, under $SERVER_GATHER/form-NAME.lock, or form-NAME/ID.json;
   form-NAME.files/ID-FIELD-N.TYPE; form-NAME.rate/HOUR
 Environment: SERVER_GATHER, DOCUMENT_ROOT, PATH_INFO, REQUEST_METHOD, CONTENT_TYPE, CONTENT_LENGTH, HTTP_ORIGIN,

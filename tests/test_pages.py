@@ -17,7 +17,7 @@ import pytest
 from jinja2 import meta, nodes
 
 from infocluster import pages
-from infocluster.errors import InfoclusterError
+from infocluster.errors import ConfigError, InfoclusterError
 
 LIB = Path(pages.__file__).resolve().parent
 TEMPLATES = sorted(path.name for path in (LIB / "templates").glob("*.html"))
@@ -113,6 +113,70 @@ def test_stylesheet_is_the_one_thing_the_pages_policy_lets_paint() -> None:
     assert "unsafe" not in told
     assert "url(" not in style
     assert "@import" not in style
+
+
+def own(top: Path, text: str, name: str = "own.html") -> str:
+    (top / name).write_text(text)
+    return str(top)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ value }}",
+        "{% autoescape false %}{{ value }}{{ value ~ '<' }}{% endautoescape %}",
+        "{% set x %}{% autoescape false %}{{ value }}{% endautoescape %}{% endset %}{{ x }}",
+        "{% macro m(x) %}{{ x }}{% endmacro %}{{ m(value) }}{% filter upper %}{{ value }}{% endfilter %}",
+        "{{ [value, stylesheet] | join(value) }}{{ '%s' | format(value) }}",
+        '{% extends "survey_summary.html" %}{% block main %}{{ value }}{% endblock %}',
+    ],
+)
+def test_own_template_cannot_turn_escaping_off(tmp_path: Path, text: str) -> None:
+    page = pages.fill_own("own.html", {"value": Hostile(), **summary_values()}, own(tmp_path, text))
+    assert "&lt;img src" in page.lower() and "<img" not in page.lower() and "\x1b" not in page
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "told"),
+    [
+        ("a\n{{ value | safe }}", 2, "No filter named 'safe'"),
+        ("a\n\n{% if %}", 3, "Expected an expression"),
+        ("\n{% extends 'nothing.html' %}", 2, "there is no template nothing.html"),
+        ("\n{{ value.__class__.__mro__ }}", 2, "access to attribute '__class__' of"),
+        ("\n\n{{ nothing }}", 3, "'nothing' is undefined"),
+        ("\n\n{{ value.nothing }}", 3, "'str object' has no attribute 'nothing'"),
+        ("\n{{ 1 // 0 }}", 2, "integer division or modulo by zero"),
+        ("{% include 'own.html' %}", 1, "maximum recursion"),
+        ("\n{% for n in range(1000000) %}{% endfor %}", 2, "Range too big"),
+    ],
+)
+def test_fault_of_an_own_template_is_told_with_file_and_line(tmp_path: Path, text: str, line: int, told: str) -> None:
+    directory = own(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        pages.check_own("own.html", directory)
+        pages.fill_own("own.html", {"value": "text"}, directory)
+    assert str(caught.value).startswith(f"{directory}/own.html:{line}: {told}"), str(caught.value)
+
+
+def test_fault_in_what_an_own_template_includes_is_told_with_that_file(tmp_path: Path) -> None:
+    directory = own(tmp_path, "{% include 'part.html' %}")
+    with pytest.raises(ConfigError, match=r"own\.html:1: there is no template part\.html"):
+        pages.check_own("own.html", directory)
+    own(tmp_path, "\n{{ nothing }}", "part.html")
+    assert pages.check_own("own.html", directory) == [f"{directory}/own.html", f"{directory}/part.html"]
+    with pytest.raises(ConfigError, match=r"part\.html:2: 'nothing' is undefined"):
+        pages.fill_own("own.html", {}, directory)
+
+
+def test_own_template_stands_in_for_none_of_ours_and_reads_nothing_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "secret.html").write_text("secret")
+    (tmp_path / "forms").mkdir()
+    directory = own(tmp_path / "forms", "other", "base.html")
+    own(tmp_path / "forms", '{% extends "survey_summary.html" %}')
+    assert "other" not in pages.fill_own("own.html", summary_values(), directory)
+    own(tmp_path / "forms", '{% include "../secret.html" %}')
+    with pytest.raises(ConfigError):
+        pages.fill_own("own.html", {}, directory)
 
 
 def summary_values() -> dict[str, Any]:

@@ -10,6 +10,10 @@ The rules of a template, each held by a test:
 * the stylesheet stands in the page, so that one file is enough, and the page's own Content-Security-Policy
   names its hash: nothing else in it may paint, and nothing may run.
 
+Templates of somebody's own, beside a form's declaration, are held to the first three by `check_own`, and run in
+jinja2's sandbox, without the filter ``safe``: what is printed is escaped even where a template turns autoescape off.
+They may extend and include ours.
+
 Shape: ``make install`` leaves compiled templates in ``templates/compiled/<digest>/``, a Python module each. The
     digest covers every template, the stylesheet, this module and jinja2's version, so compiled templates are used
     exactly while they are what the sources would compile to; after any change the sources count.
@@ -19,12 +23,12 @@ Source: Jinja documentation; Content Security Policy Level 3, 6.6.2 (hashes); RF
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from infocluster import files, names
-from infocluster.errors import InfoclusterError
+from infocluster.errors import ConfigError, InfoclusterError, reason
 
 if TYPE_CHECKING:
     import jinja2
@@ -54,6 +58,76 @@ def fill(template_name: str, values: Mapping[str, Any]) -> str:
         raise InfoclusterError(f"cannot fill {template_name}: {error.message}") from error
     except jinja2.TemplateError as error:
         raise InfoclusterError(f"cannot fill {template_name}: {error.message or type(error).__name__}") from error
+
+
+def fill_own(template_name: str, values: Mapping[str, Any], own_dir: str) -> str:
+    """Return a page made of a template of somebody's own.
+
+    Args:
+        template_name: a file of `own_dir`.
+        values: as for `fill`.
+        own_dir: where that and what it includes are.
+
+    Raises:
+        ConfigError: ``FILE:LINE: REASON``: it is not as it has to be, or names a value that is missing.
+    """
+    import jinja2
+
+    try:
+        return _own_environment(own_dir).get_template(template_name).render(values)
+    except (jinja2.TemplateError, *_FAULTS_OF_A_TEMPLATE) as error:
+        raise ConfigError(f"{_place(error, template_name, own_dir)}: {_why(error)}") from error
+
+
+def check_own(template_name: str, own_dir: str) -> list[str]:
+    """Check a template of somebody's own, and what it extends and includes, and return the paths of all these files.
+
+    Raises:
+        ConfigError: ``FILE:LINE: REASON``: it does not compile, or puts a value where escaping does not help.
+    """
+    import jinja2
+
+    from infocluster import markup
+
+    environment = _own_environment(own_dir)
+    seen: list[str] = []
+    waiting = [template_name]
+    while waiting:
+        name = waiting.pop()
+        path = f"{own_dir}/{name}"
+        if path in seen or (name != template_name and is_ours(name)):
+            continue
+        try:
+            text = files.read(path).decode("utf-8")
+            tree = environment.parse(text, name, path)
+            environment.compile(text, name, path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: {reason(error) if isinstance(error, OSError) else 'not UTF-8'}") from error
+        except (jinja2.TemplateError, *_FAULTS_OF_A_TEMPLATE) as error:
+            raise ConfigError(f"{_place(error, name, own_dir)}: {_why(error)}") from error
+        for line, what in markup.misplaced(text):
+            raise ConfigError(f"{path}:{line}: {what}")
+        seen.append(path)
+        for line, needed in _needed(tree):
+            if not is_ours(needed) and not os.path.isfile(f"{own_dir}/{needed}"):
+                raise ConfigError(f"{path}:{line}: there is no template {needed}")
+            waiting.append(needed)
+    return seen
+
+
+def _needed(tree: "jinja2.nodes.Template") -> Iterator[tuple[int, str]]:
+    """Yield line and name of what a template extends, includes and imports, where it names it itself."""
+    from jinja2 import nodes
+
+    for node in tree.find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
+        named = getattr(node, "template", None)
+        if isinstance(named, nodes.Const) and isinstance(named.value, str) and not getattr(node, "ignore_missing", 0):
+            yield node.lineno, named.value
+
+
+def is_ours(template_name: str) -> bool:
+    """Tell whether a template of this name is one of ours."""
+    return "/" not in template_name and os.path.exists(f"{TEMPLATES_DIR}/{template_name}")
 
 
 def picture(svg: str) -> "Markup":
@@ -136,14 +210,59 @@ def _environment() -> "jinja2.Environment":
     return _made(sources)
 
 
-def _made(loader: "jinja2.BaseLoader") -> "jinja2.Environment":
+# What an expression in a template may come to beside an error of jinja2's own.
+_FAULTS_OF_A_TEMPLATE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+@cache
+def _own_environment(own_dir: str) -> "jinja2.Environment":
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from markupsafe import Markup, escape
+
+    def printed(value: Any) -> Markup:
+        # Also what is marked up already: a filter may have put values together.
+        return Markup(_visible(str(escape(value))))  # noqa: S704 - escaped
+
+    # Ours come first: nobody's own stands in for one of them.
+    loader = jinja2.ChoiceLoader([jinja2.FileSystemLoader(TEMPLATES_DIR), jinja2.FileSystemLoader(own_dir)])
+    environment = _made(loader, ImmutableSandboxedEnvironment)
+    environment.finalize = printed
+    del environment.filters["safe"]
+    return environment
+
+
+def _place(error: Exception, template_name: str, own_dir: str) -> str:
+    """Return where in a template of somebody's own an error is: ``FILE:LINE``, or the file."""
+    import jinja2
+
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return f"{error.filename or f'{own_dir}/{template_name}'}:{error.lineno}"
+    file, frame = f"{own_dir}/{template_name}", error.__traceback__
+    while frame is not None:
+        path = frame.tb_frame.f_code.co_filename
+        if path.startswith(own_dir + "/"):
+            file = f"{path}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    return file
+
+
+def _why(error: Exception) -> str:
+    import jinja2
+
+    if isinstance(error, jinja2.TemplateNotFound):
+        return f"there is no template {error.name}"
+    return names.printable(str(error)) or type(error).__name__
+
+
+def _made(loader: "jinja2.BaseLoader", kind: "type[jinja2.Environment] | None" = None) -> "jinja2.Environment":
     import base64
     import hashlib
 
     import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
+    environment = (kind or jinja2.Environment)(
         loader=loader,
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -168,8 +287,12 @@ def _carried(value: Any) -> Any:
     Ends of lines stay: what a person typed into several lines is shown so again.
     """
     if isinstance(value, str) and not hasattr(value, "__html__"):
-        return "\n".join(names.visible(line) for line in str(value).split("\n"))
+        return _visible(str(value))
     return value
+
+
+def _visible(text: str) -> str:
+    return "\n".join(names.visible(line) for line in text.split("\n"))
 
 
 def _number(n: int) -> str:

@@ -301,7 +301,8 @@ def forms(place: Place) -> Iterator[Fault]:
         raise _NotCheckedError("there are none")
     for name in declared:
         try:
-            forms_declared.read(forms_declared.file_of(name, place.settings), place.settings)
+            form = forms_declared.read(forms_declared.file_of(name, place.settings), place.settings)
+            _try_templates(form, place.settings)
         except InfoclusterError as error:
             yield Fault(str(error), "edit it")
             continue
@@ -319,6 +320,15 @@ def forms(place: Place) -> Iterator[Fault]:
             f"(umask 027; openssl rand -hex 32 >{_q(secret)}); chgrp {place.server().name} {_q(secret)}; "
             "the same file on every web server",
         )
+
+
+def _try_templates(form: dict[str, Any], settings_now: Settings) -> None:
+    """Raise ConfigError where a form's own templates cannot be filled; a host without a night's packages does not."""
+    try:
+        from infocluster.apps import forms_templates
+    except ImportError:
+        return
+    forms_templates.check(form, settings_now)
 
 
 def secrets(place: Place) -> Iterator[Fault]:

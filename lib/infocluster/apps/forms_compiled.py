@@ -5,9 +5,10 @@
 ``forms-nightly -render`` and ``check-site -compile`` leave a compiled copy beside each declaration:
 
 Shape: ``signup.toml.compiled`` is one marshalled tuple, such as
-    ``("infocluster form 1", 812, 1763800000000000000, {"name": "signup", "fields": [...], ...})``
+    ``("infocluster form 2", 812, 1763800000000000000, {"name": "signup", "fields": [...], ...})``
     a format mark, the size in bytes and the mtime in ns of the file it was made from, and the form as
-    `forms_declared` describes it. It is used only while size and mtime are the file's own.
+    `forms_declared` describes it. It is used only while size and mtime are the file's own, and those of the templates
+    that it names.
 """
 
 import marshal
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     Form = dict[str, Any]
 
-FORMAT = "infocluster form 1"
+FORMAT = "infocluster form 2"
 SUFFIX = ".toml"
 
 
@@ -55,6 +56,13 @@ def compiled(file: str, status: "posix.stat_result") -> "Form | None":
         return None
     if (mark, size, mtime_ns) != (FORMAT, status.st_size, status.st_mtime_ns):
         return None
+    for path, size, mtime_ns in form["sources"]:
+        try:
+            status = posix.stat(path)
+        except OSError:
+            return None
+        if (size, mtime_ns) != (status.st_size, status.st_mtime_ns):
+            return None
     result: Form = form
     return result
 

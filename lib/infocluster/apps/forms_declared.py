@@ -4,7 +4,8 @@
 The table below is the only list of keys. A fault is told as ``FILE:LINE: KEY: expected WHAT``.
 
 Shape: a form, as hits and nights have it, is a dictionary: the keys of the declaration, defaults filled in, and
-    ``name``; ``has_files``; ``page``, the form's own page in two halves between which a token goes; ``thanks_page``.
+    ``name``; ``has_files``; ``page``, the form's own page in two halves between which a token goes; ``thanks_page``;
+    ``sources``, path, bytes and mtime in ns of each template of the form's own.
     ``{"name": "signup", "title": "...", "limits": {"body_kb": 48, ...}, "answers": {"store": "segment", ...},
     "fields": [{"name": "email", "label": "E-mail address", "kind": "email", "required": True, ...}], ...}``
 
@@ -75,6 +76,12 @@ def _fits_bound(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value - value == 0
 
 
+def _fits_template(value: Any) -> bool:
+    is_file = NAME.fits(value) and value.endswith(".html") and not pages.is_ours(value)
+    return value == "" or is_file
+
+
+TEMPLATE = Kind("the name of a file NAME.html beside the declaration, and none of ours", _fits_template)
 FIELD_NAME = Kind(f"a name of a-z 0-9 _ led by a letter, and none of {', '.join(sorted(RESERVED))}", _fits_name)
 SENTENCE = Kind("a text in one line, not empty", lambda value: TEXT.fits(value) and value.strip() != "")
 BOUND = Kind('a number, or a day such as "2026-11-22"', _fits_bound)
@@ -100,6 +107,7 @@ ANSWERS = (
     Key("to", _list_of(TEXT, "addresses"), []),
     Key("retention_days", _whole(1, 36500), 365),
 )
+TEMPLATES = tuple(Key(name, TEMPLATE, "") for name in ("page", "thanks", "published", "mail"))
 FIELD = (
     Key("name", FIELD_NAME, None),
     Key("label", SENTENCE, None),
@@ -117,7 +125,8 @@ FIELD = (
     Key("published", BOOLEAN, False),
     Key("autocomplete", TEXT, ""),
 )
-SECTIONS = {"limits": LIMITS, "answers": ANSWERS}
+SECTIONS = {"limits": LIMITS, "answers": ANSWERS, "templates": TEMPLATES}
+OURS = {"page": "form.html", "thanks": "form_thanks.html", "published": "form_published.html", "mail": "mail.html"}
 # Keys that only some kinds of fields have.
 ONLY = {
     "pattern": {"text"},
@@ -171,13 +180,61 @@ def read(file: str, settings: Settings) -> Form:
     form = _Checked(file, text).form(written)
     form["name"] = os.path.basename(file).removesuffix(forms_compiled.SUFFIX)
     form["has_files"] = any(field["kind"] == "file" for field in form["fields"])
+    form["sources"] = _sources(form, settings)
     empty = page(form, settings, TOKEN_PLACE)
+    if form["templates"]["page"]:
+        _check_page(empty, form, f"{settings['forms']['forms_dir']}/{form['templates']['page']}")
     before, found, after = empty.partition(TOKEN_PLACE)
     if not found or TOKEN_PLACE in after:
         raise ConfigError(f"cannot use the form {file}: {names.shown(TOKEN_PLACE)} may not stand in it")
     form["page"] = (before.encode(), after.encode())
-    form["thanks_page"] = pages.fill("form_thanks.html", {**_site(settings), "form": form}).encode()
+    form["thanks_page"] = filled(form, "thanks", {**_site(settings), "form": form}, settings).encode()
     return form
+
+
+def filled(form: Form, which: str, values: dict[str, Any], settings: Settings) -> str:
+    """Return a page of a form, made of its own template where it has one, else of ours.
+
+    Args:
+        form: the form.
+        which: ``page``, ``thanks``, ``published`` or ``mail``.
+        values: what that template names.
+        settings: all settings.
+
+    Raises:
+        ConfigError: ``FILE:LINE: REASON``: its own template is not as it has to be.
+    """
+    own = form["templates"][which]
+    if own:
+        return pages.fill_own(own, values, settings["forms"]["forms_dir"])
+    return pages.fill(OURS[which], values)
+
+
+def _sources(form: Form, settings: Settings) -> list[tuple[str, int, int]]:
+    """Check the form's own templates, and return what they are made of."""
+    found: dict[str, os.stat_result] = {}
+    for name in form["templates"].values():
+        if name:
+            for path in pages.check_own(name, settings["forms"]["forms_dir"]):
+                found[path] = os.stat(path)
+    return [(path, status.st_size, status.st_mtime_ns) for path, status in found.items()]
+
+
+def _check_page(text: str, form: Form, template: str) -> None:
+    """Raise ConfigError where a page of somebody's own cannot be answered."""
+    from infocluster import markup
+
+    sent, forms = markup.sent(text)
+    wanted = [*TRAP.values(), *(field["name"] for field in form["fields"])]
+    if missing := [name for name in wanted if name not in sent]:
+        raise ConfigError(f"{template}: expected an input called {missing[0]}")
+    posted = [one for one in forms if (one.get("method") or "").lower() == "post"]
+    if len(posted) != 1:
+        raise ConfigError(f'{template}: expected one <form method="post">')
+    if form["has_files"] and posted[0].get("enctype") != "multipart/form-data":
+        raise ConfigError(f'{template}: expected enctype="multipart/form-data", since files are sent')
+    if text.count(TOKEN_PLACE) != 1:
+        raise ConfigError(f"{template}: expected the value token once, as that of the input {TRAP['token']}")
 
 
 def compile_forms(settings: Settings) -> list[str]:
@@ -236,7 +293,7 @@ def page(
         "faults": listed,
         "what": f"Nothing was sent yet: please look at {'this' if count == 1 else f'these {count} things'}",
     }
-    return pages.fill("form.html", values)
+    return filled(form, "page", values, settings)
 
 
 def _site(settings: Settings) -> dict[str, Any]:
@@ -307,6 +364,7 @@ class _Checked:
             raise self.fault("answers", "to", "[]: expected an address, since the answers are mailed")
         if answers["publish"] and not any(field["published"] for field in form["fields"]):
             raise self.fault("answers", "publish", "true: expected a field with published = true")
+        self.templates(form)
         for place, field in enumerate(form["fields"]):
             kind = field["kind"]
 
@@ -336,6 +394,12 @@ class _Checked:
                 re.compile(field["pattern"])
             except re.error as error:
                 raise wrong("pattern", f"expected a regular expression: {error}") from None
+
+    def templates(self, form: Form) -> None:
+        """Check that the form's own templates are there."""
+        for key, name in form["templates"].items():
+            if name and not os.path.isfile(f"{os.path.dirname(self.file)}/{name}"):
+                raise self.fault("templates", key, f'"{name}": there is no such file beside the declaration')
 
     @staticmethod
     def bounds(field: dict[str, Any], wrong: Any) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from infocluster import files, letters, names
-from infocluster.apps import forms, forms_book, forms_declared, forms_results
+from infocluster.apps import forms, forms_book, forms_declared, forms_results, forms_templates
 from infocluster.apps.forms_book import HIDDEN, SHOWN, Answer, Book
 from infocluster.config import Settings
 from infocluster.cron.command import Run
@@ -76,7 +76,9 @@ def _declared(run: Run, wanted: Any) -> list[Form]:
     result = []
     for name in wanted or known:
         try:
-            result.append(forms_declared.read(forms_declared.file_of(name, run.settings), run.settings))
+            form = forms_declared.read(forms_declared.file_of(name, run.settings), run.settings)
+            forms_templates.check(form, run.settings)
+            result.append(form)
         except ConfigError as error:
             run.fault(str(error))
     return result

@@ -13,13 +13,13 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from typing import Any
 
 from infocluster import charts, files, letters, pages
-from infocluster.apps import forms_book
+from infocluster.apps import forms_book, forms_declared
 from infocluster.apps.forms_book import Answer
 from infocluster.config import Settings
 from infocluster.report import plain
@@ -135,27 +135,52 @@ def _steps(numbers: list[float]) -> list[tuple[str, int]]:
 def published(form: Form, answers: Sequence[Answer], settings: Settings, files_dir: str) -> dict[str, bytes]:
     """Return what is published: the page of what may be shown, newest first, behind the files it shows."""
     contents: dict[str, bytes] = {}
-    shown = []
-    fields = [field for field in form["fields"] if field["published"]]
-    for answer in sorted(answers, key=lambda one: (one.time, one.id), reverse=True)[:PAGE_ANSWERS]:
-        parts = []
-        for field in fields:
-            value = answer.record.get(field["name"], "")
-            if field["kind"] != "file":
-                parts.append({"label": field["label"], "text": text_of(value), "files": []})
-                continue
-            linked = []
-            for told in value or ():
-                try:
-                    contents[told["file"]] = files.read(f"{files_dir}/{told['file']}")
-                except FileNotFoundError:  # it never came from its server; that was reported then
-                    continue
-                linked.append({"file": told["file"], "is_image": told["type"].startswith("image/")})
-            parts.append({"label": field["label"], "text": "", "files": linked})
-        shown.append({"time": moment(answer.time)[:16], "parts": [p for p in parts if p["text"] or p["files"]]})
-    page = pages.fill("form_published.html", {**_site(settings), "form": form, "answers": shown})
-    contents["index.html"] = page.encode()
+
+    def linked(told: dict[str, Any]) -> bool:
+        try:
+            contents[told["file"]] = files.read(f"{files_dir}/{told['file']}")
+        except FileNotFoundError:  # it never came from its server; that was reported then
+            return False
+        return True
+
+    contents["index.html"] = published_page(form, answers, settings, linked).encode()
     return contents
+
+
+def published_page(
+    form: Form, answers: Sequence[Answer], settings: Settings, linked: Callable[[dict[str, Any]], bool]
+) -> str:
+    """Return the page of what may be shown, newest first.
+
+    Args:
+        form: the form.
+        answers: what may be shown.
+        settings: all settings.
+        linked: told of each file that an answer shows; False where it is not there.
+
+    Shape: what the template gets of an answer: ``{"time": "2026-11-22 23:10", "fields": {"entry": {"label": "Your
+        entry", "text": "...", "files": []}}, "parts": [...]}``: its published fields by name, and in ``parts`` those
+        that were answered, in their order; a file is ``{"file": "....png", "is_image": True}``.
+
+    Raises:
+        ConfigError: the form's own template is not as it has to be.
+    """
+    shown = []
+    for answer in sorted(answers, key=lambda one: (one.time, one.id), reverse=True)[:PAGE_ANSWERS]:
+        fields: dict[str, dict[str, Any]] = {}
+        for field in form["fields"]:
+            if field["published"]:
+                value = answer.record.get(field["name"], "")
+                is_file = field["kind"] == "file"
+                kept = [told for told in value or () if linked(told)] if is_file else []
+                fields[field["name"]] = {
+                    "label": field["label"],
+                    "text": "" if is_file else text_of(value),
+                    "files": [{"file": one["file"], "is_image": one["type"].startswith("image/")} for one in kept],
+                }
+        parts = [part for part in fields.values() if part["text"] or part["files"]]
+        shown.append({"time": moment(answer.time)[:16], "fields": fields, "parts": parts})
+    return forms_declared.filled(form, "published", {**_site(settings), "form": form, "answers": shown}, settings)
 
 
 def letter(form: Form, key: str, answers: Sequence[Answer], settings: Settings, files_dir: str) -> EmailMessage:
@@ -187,32 +212,49 @@ def letter(form: Form, key: str, answers: Sequence[Answer], settings: Settings, 
     ]
     finding = Finding(job="forms-nightly", time=time_s, title=form["title"], lines=lines, tables=tables)
     about = f"{site['name']}: {form['title']}: {len(answers)} answer{'s' * (len(answers) != 1)}"
-    html = pages.fill(
-        "mail.html",
-        {
-            "subject": about,
-            "site": site["name"],
-            "url": site["url"],
-            "faults": [],
-            "findings": [
-                {
-                    "title": form["title"],
-                    "job": "forms-nightly",
-                    "time": moment(time_s),
-                    "lines": lines,
-                    "links": [],
-                    "tables": [
-                        {"title": one.title, "head": one.head, "rows": one.rows, "numeric": [False, False]}
-                        for one in tables
-                    ],
-                }
-            ],
-        },
-    )
+    html = letter_page(form, answers, about, finding, settings)
     text = _text(about, finding)
     return letters.compose(
         settings["mail"]["from"], form["answers"]["to"], about, text, html, attached, time_s=time_s, key=key
     )
+
+
+def letter_page(form: Form, answers: Sequence[Answer], about: str, finding: Finding, settings: Settings) -> str:
+    """Return the letter for a reader of HTML.
+
+    Shape: what the template gets beside that of all letters (mail.html): ``form``, ``lines``, and ``answers``, each
+        ``{"id": "...", "time": "2026-11-22 23:10:05", "parts": [{"name": "entry", "label": "...", "text": "..."}]}``.
+
+    Raises:
+        ConfigError: the form's own template is not as it has to be.
+    """
+    site = settings["site"]
+    told = {
+        "title": form["title"],
+        "job": "forms-nightly",
+        "time": moment(finding.time),
+        "lines": finding.lines,
+        "links": [],
+        "tables": [
+            {"title": one.title, "head": one.head, "rows": one.rows, "numeric": [False, False]}
+            for one in finding.tables
+        ],
+    }
+    listed = [
+        {
+            "id": answer.id,
+            "time": moment(answer.time),
+            "parts": [
+                {"name": field["name"], "label": field["label"], "text": _shown(answer.record[field["name"]])}
+                for field in form["fields"]
+                if answer.record.get(field["name"])
+            ],
+        }
+        for answer in answers[:LETTER_ANSWERS]
+    ]
+    values = {"subject": about, "site": site["name"], "url": site["url"], "faults": [], "findings": [told]}
+    own = {"form": form, "lines": finding.lines, "answers": listed}
+    return forms_declared.filled(form, "mail", values | own, settings)
 
 
 def _text(about: str, finding: Finding) -> str:
