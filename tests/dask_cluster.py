@@ -15,6 +15,8 @@ from pathlib import Path
 from conftest import ROOT
 
 START_S = 60.0
+# Ends with whoever started it: a test that is killed leaves no worker that waits for ever.
+WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
 class Cluster:
@@ -82,7 +84,7 @@ class Cluster:
         }
         with (self.top / f"{name}.log").open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", f"distributed.cli.dask_{program}", "--no-dashboard", *options],
+                [*WITH_US, sys.executable, "-m", f"distributed.cli.dask_{program}", "--no-dashboard", *options],
                 env=environment,
                 cwd=directory or own,
                 stdin=subprocess.DEVNULL,
