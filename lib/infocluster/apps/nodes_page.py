@@ -177,7 +177,7 @@ def _node(node: dict[str, Any], now: float) -> dict[str, Any]:
         "name": node["name"],
         "gray": node["gray"],
         "last": f"{node['last']:.3f}",
-        "period": f"{node['period']:.0f}",
+        "period": str(node["period"]),
         "when": _moment(node["last"]),
         "age": _span(now - node["last"]),
         "reports": node["reports"],

@@ -4,6 +4,8 @@
 // in one place only; a missed update, or a controller that was started anew, ends in the same page.
 "use strict";
 (() => {
+  // Seconds: beyond that somebody has set a clock.
+  const CLOCK_SET = 5;
   const state = document.getElementById("state").dataset;
   const live = document.getElementById("live");
   const every = Number(state.every);
@@ -79,6 +81,9 @@
     const fresh = new DOMParser().parseFromString(await reply.text(), "text/html");
     const told = fresh.getElementById("state").dataset;
     adopt(fresh);
+    // That moment has passed, so where the page says gray it is gray by our clock too: Date was up to a second behind.
+    const least = Number(told.made) - Date.now() / 1000;
+    offset = Math.max(offset, Math.min(least, offset + 1));
     document.getElementById("made").textContent = fresh.getElementById("made").textContent;
     made = Number(told.made);
     epoch = told.epoch;
@@ -92,7 +97,9 @@
     const told = await reply.json();
     const clock = Date.parse(reply.headers.get("Date"));
     if (clock) {
-      offset = clock / 1000 - Date.now() / 1000;
+      // Date has no parts of a second, and it took a while to get here: the clock is ahead of ours by no less.
+      const least = (clock - Date.now()) / 1000;
+      offset = has_offset && Math.abs(least - offset) < CLOCK_SET ? Math.max(offset, least) : least;
       has_offset = true;
     }
     heard(told.nodes);
