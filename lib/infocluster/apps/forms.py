@@ -18,7 +18,7 @@ Shape: a record of the application ``form-NAME``: ``{"id":"<32 hexadecimal digit
 
 The night's side is `forms_night`: a hit has no time to load it.
 
-Source: RFC 9110 15.4.4 (303), 15.5.21 (422); Fetch Standard, "Origin header".
+Source: RFC 9110 15.4.4 (303), 15.5.21 (422).
 """
 
 import posix
@@ -74,7 +74,7 @@ def answer(request: Request) -> Response:
 
 def _taken(request: Request, form: "Form", now: float) -> Response:
     """Keep what was answered, once; the answer to the visitor is what became of it."""
-    _check_origin(request)
+    request.check_origin()
     store = _Store(request, form)
     try:
         sent = _sent(request, form, store)
@@ -106,22 +106,6 @@ def _taken(request: Request, form: "Form", now: float) -> Response:
     finally:
         store.clear()
     return Response(b"", HTML, 303, (("Location", _thanks(request, form)), *NEVER_KEPT))
-
-
-def _check_origin(request: Request) -> None:
-    """Go on where the form was shown by this site, as far as the browser tells.
-
-    Raises:
-        HttpError: 403.
-    """
-    origin, host = request.variable("HTTP_ORIGIN"), request.variable("HTTP_HOST")
-    if origin:
-        site = "/".join(request.settings["site"]["url"].split("/")[:3])
-        is_ours = origin.lower() in (f"https://{host}".lower(), f"http://{host}".lower(), site.lower())
-    else:
-        is_ours = request.variable("HTTP_SEC_FETCH_SITE") in ("", "same-origin", "none")
-    if not is_ours:
-        raise HttpError(403, "This form can only be sent from its own page.")
 
 
 def _sent(request: Request, form: "Form", store: "_Store") -> "dict[str, list[str]]":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the visitor sent: RFC 3875 variables, and a body that is read when a handler asks for it.
 
-Source: RFC 3875 4.1 and 4.2; RFC 9110 8.3, 15.5.
+Source: RFC 3875 4.1 and 4.2; RFC 9110 8.3, 15.5; Fetch Standard, "Origin header".
 """
 
 import posix
@@ -75,6 +75,21 @@ class Request:
         if self.method not in methods:
             allowed = ", ".join(methods)
             raise HttpError(405, f"This address answers {allowed} only.", (("Allow", allowed),))
+
+    def check_origin(self) -> None:
+        """Go on where the form was shown by this site, as far as the browser tells.
+
+        Raises:
+            HttpError: 403.
+        """
+        origin, host = self.variable("HTTP_ORIGIN"), self.variable("HTTP_HOST")
+        if origin:
+            site = "/".join(self.settings["site"]["url"].split("/")[:3])
+            is_ours = origin.lower() in (f"https://{host}".lower(), f"http://{host}".lower(), site.lower())
+        else:
+            is_ours = self.variable("HTTP_SEC_FETCH_SITE") in ("", "same-origin", "none")
+        if not is_ours:
+            raise HttpError(403, "This form can only be sent from its own page.")
 
     def body(self, limit_bytes: int) -> bytes:
         """Return the whole body.
