@@ -144,6 +144,10 @@ TABLE = (
     Setting("site", "name", TEXT, "infocluster", "What the site is called, on pages and in letters."),
     Setting("site", "url", TEXT, "http://localhost/", "Where visitors find it; letters link to it."),
     Setting(
+        "site", "cgi_url", TEXT, "/cgi-bin/",
+        "Where the programs of cgi-bin/ are, on that site or as a whole address; pages and letters link to them.",
+    ),
+    Setting(
         "site", "production_dir", DIRECTORY, "var/www",
         "The one production tree, on the batch host. Its subdirectories (world, ...) are the access trees.",
     ),
@@ -378,7 +382,6 @@ TABLE = (
         "aggregate", "answer_limit_s", _seconds(0.1, 30), 2,
         "Seconds that request.cgi waits there before it answers from what was published.",
     ),
-    Setting("aggregate", "cgi_url", TEXT, "/cgi-bin/", "Where the page finds request.cgi."),
     Setting("aggregate", "files_dir", DIRECTORY, "var/state/files", "Where FileProcessor keeps the nodes' files."),
     Setting("aggregate", "file_limit_bytes", _whole(1, 1 << 24), 1048576, "Bytes that one of them may have."),
     Setting("aggregate", "files_limit", _whole(1, 100000), 100, "How many of them a node may have."),

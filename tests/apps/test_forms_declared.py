@@ -76,6 +76,15 @@ def test_what_is_no_toml_is_told_with_its_file(tmp_path: Path, known: dict[str, 
             forms_declared.read(str(file), known)
 
 
+def test_name_that_is_too_long_to_gather_under_is_told(tmp_path: Path, known: dict[str, Any]) -> None:
+    file = tmp_path / f"{'n' * 55}.toml"
+    file.write_text('title = "x"\n[[fields]]\nname = "a"\nlabel = "A"\n')
+    with pytest.raises(ConfigError, match=f"{file}: its name is too long: expected at most 54"):
+        forms_declared.read(str(file), known)
+    file = file.rename(tmp_path / f"{'n' * 54}.toml")
+    assert forms_declared.read(str(file), known)["title"] == "x"
+
+
 def test_samples_are_right_and_make_pages(known: dict[str, Any]) -> None:
     names = forms_declared.all_names(known)
     assert names == ["feedback", "guestbook", "signup"]

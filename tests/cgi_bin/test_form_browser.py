@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 import browser
@@ -129,19 +130,9 @@ def test_person_fills_the_sample_forms_and_the_night_publishes_what_was_marked(s
         assert done.returncode == 0, done.stderr
         page.get(f"{url}/forms/guestbook/")
         assert "Nothing is here yet." in text(page)
-        assert site.batch("forms-nightly", "-publish", entry["id"]).returncode == 0
-        page.get(f"{url}/forms/guestbook/")
-        assert "Good\nmorning" in text(page) and "Bea" in text(page)
-        image = page.find_element(By.TAG_NAME, "img")
-        assert page.execute_script("return arguments[0].naturalWidth", image) == 1
-        page.set_window_size(500, 900)
-        assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-
         letters = {str(letter["Subject"]): letter for _, letter in mail.taken}
         assert len(letters) == 3
         letter = letters["Example: Guest book: 1 answer"]
-        attached = {part.get_filename(): part.get_payload(decode=True) for part in letter.iter_attachments()}
-        assert picture.read_bytes() in attached.values() and "guestbook.csv" in attached
         html = letter.get_body(("html",))
         assert html
         shown = tmp_path / "letter.html"
@@ -149,3 +140,16 @@ def test_person_fills_the_sample_forms_and_the_night_publishes_what_was_marked(s
         page.get(shown.as_uri())
         cells = [cell.text for cell in page.find_elements(By.TAG_NAME, "td")]
         assert cells[:4] == ["Your name", "Bea", "Your entry", "Good morning"]
+        page.find_element(By.LINK_TEXT, "Publish it, or not").click()
+        page.find_element(By.CSS_SELECTOR, "button[value=shown]").send_keys(Keys.ENTER)
+        WebDriverWait(page, browser.WAIT_S).until(lambda _: "Noted: it is published" in text(page))
+        assert site.batch("forms-nightly").returncode == 0
+        page.get(f"{url}/forms/guestbook/")
+        assert "Good\nmorning" in text(page) and "Bea" in text(page)
+        image = page.find_element(By.TAG_NAME, "img")
+        assert page.execute_script("return arguments[0].naturalWidth", image) == 1
+        page.set_window_size(500, 900)
+        assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+
+        attached = {part.get_filename(): part.get_payload(decode=True) for part in letter.iter_attachments()}
+        assert picture.read_bytes() in attached.values() and "guestbook.csv" in attached

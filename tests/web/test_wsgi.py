@@ -85,6 +85,7 @@ def assert_every_door_answers(port: int) -> None:
     assert (status, body, fields["cache-control"]) == (200, b"", "no-store")
     assert len(ask(port, "GET", form)[2]) == int(fields["content-length"])
     assert ask(port, "GET", "/cgi-bin/form.cgi/other")[0] == 404
+    assert ask(port, "GET", "/cgi-bin/moderate.cgi/guestbook?x")[0] == 403
     assert ask(port, "GET", "/cgi-bin/../etc/infocluster.toml")[0] == 404
     sent = {"form_token": token(), "name": "Ann", "entry": "Hello"}
     status, fields = post(port, form, sent, Origin=f"http://127.0.0.1:{port}")

@@ -25,7 +25,7 @@ from importlib.util import cache_from_source, find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infocluster import config, files, processes
-from infocluster.apps import accounts, forms_declared, installation, queue_check
+from infocluster.apps import accounts, forms_declared, forms_moderation, installation, queue_check
 from infocluster.apps.accounts import User
 from infocluster.config import Settings
 from infocluster.cron.command import Run
@@ -299,6 +299,7 @@ def forms(place: Place) -> Iterator[Fault]:
     declared = forms_declared.all_names(place.settings)
     if not declared:
         raise _NotCheckedError("there are none")
+    is_asked = False
     for name in declared:
         try:
             form = forms_declared.read(forms_declared.file_of(name, place.settings), place.settings)
@@ -315,12 +316,14 @@ def forms(place: Place) -> Iterator[Fault]:
                 f"the compiled copy of the form {name} is missing or older than it",
                 f"{_q(place.root)}/batch/check-site -compile",
             )
+        is_asked = is_asked or (forms_moderation.is_moderated(form) and form["answers"]["mail"] != "never")
     secret = f"{os.path.dirname(place.settings_file)}/secrets/{place.settings['forms']['secret']}"
-    if place.is_web and not os.path.exists(secret):
+    if (place.is_web or is_asked) and not os.path.exists(secret):
         yield Fault(
-            f"{secret} is missing: no form can be sent",
+            f"{secret} is missing: "
+            + ("no form can be sent" if place.is_web else "letters have no links to publish by"),
             f"(umask 027; openssl rand -hex 32 >{_q(secret)}); chgrp {place.server().name} {_q(secret)}; "
-            "the same file on every web server",
+            "the same file on every web server and on the batch host",
         )
 
 

@@ -5,7 +5,7 @@ Shape: ``STATE_DIR/forms/NAME/answers.sqlite``: table ``answers``: ``id, time, d
     letter``; ``record`` is what form.cgi gathered, as JSON; ``state`` is ``new``, ``shown`` or ``hidden``; ``letter``
     is the key of the letter it went into, "" before. ``erased`` has the ids that must never come back; ``letters``
     the keys of letters that are queued; ``dirty`` the days whose results have to be written again; ``placed`` what is
-    published. Files that people sent are beside it, in ``files/``.
+    published; ``decided`` when a person spoke of an answer last. Files that people sent are beside it, in ``files/``.
 
 Source: SQLite, "PRAGMA secure_delete" (what is deleted is overwritten).
 """
@@ -26,7 +26,7 @@ from infocluster.gather import cursor
 
 DIRECTORY_MODE = 0o750
 FILE_MODE = 0o640
-NEW, SHOWN, HIDDEN = "new", "shown", "hidden"
+NEW = "new"
 ID_LEAST = 8
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS erased (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS letters (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dirty (day TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS placed (name TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS decided (id TEXT PRIMARY KEY, time REAL NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -111,11 +112,23 @@ class Book:
             raise UsageError(f"cannot tell which answer {start} is: there are {len(found)}; give more of its id")
         return found[0] if found else None
 
-    def mark(self, answer: Answer, state: str) -> None:
-        """Remember what a person decided of an answer."""
-        with self.cursor.transaction() as db:
-            db.execute("UPDATE answers SET state = ? WHERE id = ?", (state, answer.id))
-            db.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (answer.day,))
+    def decide(self, db: sqlite3.Connection, answer_id: str, state: str, when: float) -> None:
+        """Take a person's word on an answer, inside a transaction, unless a later one was taken, or it is gone.
+
+        Args:
+            db: the transaction's.
+            answer_id: the answer's id.
+            state: `forms_moderation.SHOWN` or ``HIDDEN``.
+            when: when the word was given, Unix s.
+        """
+        rows = db.execute("SELECT day, state FROM answers WHERE id = ?", (answer_id,)).fetchall()
+        if not rows or db.execute("SELECT 1 FROM decided WHERE id = ? AND time > ?", (answer_id, when)).fetchone():
+            return
+        db.execute("INSERT OR REPLACE INTO decided VALUES (?, ?)", (answer_id, when))
+        ((day, before),) = rows
+        if before != state:
+            db.execute("UPDATE answers SET state = ? WHERE id = ?", (state, answer_id))
+            db.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (day,))
 
     def remove(self, gone: list[Answer], for_good: bool) -> None:
         """Remove answers and their files.
@@ -127,6 +140,7 @@ class Book:
         with self.cursor.transaction() as db:
             for answer in gone:
                 db.execute("DELETE FROM answers WHERE id = ?", (answer.id,))
+                db.execute("DELETE FROM decided WHERE id = ?", (answer.id,))
                 db.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (answer.day,))
                 if for_good:
                     db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (answer.id,))

@@ -19,7 +19,7 @@ from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 
 from infocluster import files, names, pages
-from infocluster.apps import forms_compiled
+from infocluster.apps import forms_compiled, forms_moderation
 from infocluster.apps.forms_check import KINDS, TRAP
 from infocluster.config import Settings
 from infocluster.errors import ConfigError, UnavailableError, reason
@@ -179,6 +179,9 @@ def read(file: str, settings: Settings) -> Form:
         raise ConfigError(f"cannot read the form {file}: {error}") from error
     form = _Checked(file, text).form(written)
     form["name"] = os.path.basename(file).removesuffix(forms_compiled.SUFFIX)
+    room = names.NAME_LIMIT - len(forms_moderation.app_of(""))
+    if len(form["name"]) > room:
+        raise ConfigError(f"cannot use the form {file}: its name is too long: expected at most {room} characters")
     form["has_files"] = any(field["kind"] == "file" for field in form["fields"])
     form["sources"] = _sources(form, settings)
     empty = page(form, settings, TOKEN_PLACE)
@@ -188,7 +191,7 @@ def read(file: str, settings: Settings) -> Form:
     if not found or TOKEN_PLACE in after:
         raise ConfigError(f"cannot use the form {file}: {names.shown(TOKEN_PLACE)} may not stand in it")
     form["page"] = (before.encode(), after.encode())
-    form["thanks_page"] = filled(form, "thanks", {**_site(settings), "form": form}, settings).encode()
+    form["thanks_page"] = filled(form, "thanks", {**site_values(settings), "form": form}, settings).encode()
     return form
 
 
@@ -295,7 +298,7 @@ def page(
     listed = [{"name": name, "label": labels.get(name, ""), "text": text} for name, text in faults.items()]
     count = len(listed)
     values = {
-        **_site(settings),
+        **site_values(settings),
         "form": form,
         "fields": [
             _shown(field, kept.get(field["name"], []), faults.get(field["name"], "")) for field in form["fields"]
@@ -308,7 +311,8 @@ def page(
     return filled(form, "page", values, settings)
 
 
-def _site(settings: Settings) -> dict[str, Any]:
+def site_values(settings: Settings) -> dict[str, Any]:
+    """Return what base.html names, for every page of a form."""
     site = settings["site"]
     return {
         "site": {"name": site["name"], "url": site["url"]},

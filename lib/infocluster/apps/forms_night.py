@@ -5,7 +5,8 @@ The life of an answer, for each form:
 
 1. look at ``<gather_dir>/*/<host>/form-NAME`` for what is new, in segments, entries and a queue; copy the files that
    came with it, held against their digest;
-2. commit answers and positions in one transaction: an answer counts once, by its id, however often it was sent;
+2. commit answers and positions in one transaction: an answer counts once, by its id, however often it was sent; then
+   what people decided of answers by the links of letters, the newest word on each;
 3. forget what is older than the form's retention;
 4. write the results of each day that changed, and the summary;
 5. publish what may be shown, the page of thanks, and the read marks;
@@ -23,14 +24,16 @@ from typing import Any
 
 import msgspec
 
-from infocluster import files, letters, names
-from infocluster.apps import forms, forms_book, forms_declared, forms_results, forms_templates
-from infocluster.apps.forms_book import HIDDEN, SHOWN, Answer, Book
+from infocluster import files, letters, names, secrets
+from infocluster.apps import forms, forms_book, forms_declared, forms_moderation, forms_results, forms_templates
+from infocluster.apps.forms_book import Answer, Book
+from infocluster.apps.forms_moderation import HIDDEN, SHOWN
 from infocluster.config import Settings
 from infocluster.cron.command import Run
 from infocluster.errors import ConfigError, InfoclusterError, UnavailableError, UsageError, reason
 from infocluster.gather import collect, marks
 from infocluster.gather.collect import Part
+from infocluster.gather.cursor import Position
 from infocluster.publish import place
 from infocluster.push import servers
 
@@ -101,6 +104,7 @@ def _each(run: Run, declared: list[Form], do: Callable[[Form, Book], int]) -> in
 def _night(run: Run, declared: list[Form]) -> str:
     def one(form: Form, book: Book) -> int:
         new = _take_in(run, form, book)
+        _take_decisions(run, form, book)
         _forget_old(run, form, book)
         _write(run, form, book)
         _mail(run, form, book)
@@ -147,9 +151,48 @@ def _take_in(run: Run, form: Form, book: Book) -> int:
     with book.cursor.transaction():
         book.cursor.forget(app, gather["host"], collect.gone(queue, queued, reached))
     seen = {key for _, found in looks for key in found.seen} - removed
-    told = [reached[key] for key in sorted(seen) if key in reached]
-    place.publish(gather["marks"], {f"{app}.json": marks.document(app, told, time.time())}, settings, say=run.say)
+    _tell_servers(run, app, [reached[key] for key in sorted(seen) if key in reached])
     return new
+
+
+def _tell_servers(run: Run, app: str, reached: list[Position]) -> None:
+    """Publish how far an application was read, for gather-sweep on the servers."""
+    content = marks.document(app, reached, time.time())
+    place.publish(run.settings["gather"]["marks"], {f"{app}.json": content}, run.settings, say=run.say)
+
+
+def _take_decisions(run: Run, form: Form, book: Book) -> None:
+    """Take what people said of answers by the links of their letters; of several words the newest counts."""
+    gather, app = run.settings["gather"], forms_moderation.app_of(form["name"])
+    source = collect.Source(gather["gather_dir"], app, gather["host"])
+    found = collect.look(source, book.cursor.positions(app, gather["host"]))
+    for fault in found.faults:
+        run.fault(f"form {form['name']}: {fault}")
+    for part in found.parts:
+        try:
+            lines, reached = [line for line, _ in collect.records(collect.content(part), source)], part.position()
+        except OSError as error:
+            run.fault(f"form {form['name']}: cannot read {part.path}: {reason(error)}")
+            continue
+        decisions = [_decision(line) for line in lines]
+        with book.cursor.transaction() as db:
+            for decision in filter(None, decisions):
+                book.decide(db, *decision)
+            book.cursor.advance(reached)
+        if bad := decisions.count(None):
+            run.fault(f"form {form['name']}: cannot use {bad} line{'s' * (bad > 1)} of {part.path}: no decision")
+    positions = book.cursor.positions(app, gather["host"])
+    if found.seen:
+        _tell_servers(run, app, [positions[key] for key in sorted(found.seen) if key in positions])
+
+
+def _decision(line: bytes) -> tuple[str, str, float] | None:
+    """Return id, state and time of a decision; None for a line that is none."""
+    record = _record(line, id_digits=24)
+    if record is None or record.get("state") not in (SHOWN, HIDDEN) or not _is_id(record.get("answer"), 32):
+        return None
+    # A clock that is ahead must not outlive every later word.
+    return record["answer"], record["state"], min(float(record["time"]), time.time())
 
 
 def _together(parts: list[Part]) -> Iterator[list[Part]]:
@@ -200,15 +243,19 @@ def _records(run: Run, form: Form, book: Book, source: collect.Source, part: Par
     return records
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def _record(line: bytes, id_digits: int = 32) -> dict[str, Any] | None:
     try:
         record = _decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     when, name = record.get("time"), record.get("id")
-    is_ours = isinstance(name, str) and len(name) == 32 and set(name) <= set("0123456789abcdef")
     # Years that a calendar has: 1970 to 9999.
-    return record if is_ours and isinstance(when, int | float) and 0 <= when < 253402300800 else None
+    is_time = isinstance(when, int | float) and 0 <= when < 253402300800
+    return record if _is_id(name, id_digits) and is_time else None
+
+
+def _is_id(value: Any, digits: int) -> bool:
+    return isinstance(value, str) and len(value) == digits and set(value) <= set("0123456789abcdef")
 
 
 def _copied(settings: Settings, form: Form, book: Book, server: str, told: dict[str, Any]) -> str:
@@ -293,9 +340,21 @@ def _mail(run: Run, form: Form, book: Book) -> None:
     if form["answers"]["mail"] == "never":
         return
     for key, answers in book.unmailed():
-        letter = forms_results.letter(form, key, answers, run.settings, book.files_dir)
+        letter = forms_results.letter(form, key, answers, run.settings, book.files_dir, _links(run, form, answers))
         letters.queue(run.settings["site"]["state_dir"], letter)
         book.mailed(key)
+
+
+def _links(run: Run, form: Form, answers: list[Answer]) -> dict[str, str]:
+    """Return by an answer's id where a person decides of it; none where nobody has to, or nothing can be signed."""
+    if not forms_moderation.is_moderated(form):
+        return {}
+    try:
+        secret = secrets.read(run.settings["forms"]["secret"])
+    except ConfigError as error:
+        run.fault(f"form {form['name']}: the letter has no links to decide by: {error}")
+        return {}
+    return {one.id: forms_moderation.link(form["name"], one.id, one.time, run.settings, secret) for one in answers}
 
 
 def _deliver(run: Run) -> None:
@@ -314,7 +373,7 @@ def _waiting(run: Run, declared: list[Form]) -> str:
     """Show what waits for a person's word."""
 
     def one(form: Form, book: Book) -> int:
-        if not (form["answers"]["publish"] and form["answers"]["moderate"]):
+        if not forms_moderation.is_moderated(form):
             return 0
         answers = book.answers("state = 'new'")
         for answer in answers:
@@ -339,7 +398,8 @@ def _decide(run: Run, declared: list[Form], start: str, state: str) -> str:
             return 0
         if not form["answers"]["publish"]:
             raise UsageError(f"cannot publish {answer.id}: the form {form['name']} publishes nothing")
-        book.mark(answer, state)
+        with book.cursor.transaction() as db:
+            book.decide(db, answer.id, state, time.time())
         _write(run, form, book)
         done.append(f"{answer.id} of {form['name']}: {state}")
         return 1

@@ -13,13 +13,13 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from typing import Any
 
 from infocluster import charts, files, letters, pages
-from infocluster.apps import forms_book, forms_declared
+from infocluster.apps import forms_book, forms_declared, forms_moderation
 from infocluster.apps.forms_book import Answer
 from infocluster.config import Settings
 from infocluster.report import plain
@@ -32,6 +32,7 @@ ATTACHED_BYTES = 8 << 20
 LETTER_ANSWERS = 200
 """Answers that a letter shows one by one; all are in its CSV."""
 PAGE_ANSWERS = 500
+DECIDE = "Publish it, or not"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -94,7 +95,8 @@ def summary(form: Form, answers: Sequence[Answer], settings: Settings) -> bytes:
         drawn = charts.bars(field["label"], rows, total=len(answers) or None, key=field["name"])
         shown.append({"title": field["label"], "picture": pages.picture(drawn)})
     return pages.fill(
-        "form_summary.html", {**_site(settings), "form": form, "count": len(answers), "cards": shown}
+        "form_summary.html",
+        {**forms_declared.site_values(settings), "form": form, "count": len(answers), "cards": shown},
     ).encode()
 
 
@@ -180,11 +182,28 @@ def published_page(
                 }
         parts = [part for part in fields.values() if part["text"] or part["files"]]
         shown.append({"time": moment(answer.time)[:16], "fields": fields, "parts": parts})
-    return forms_declared.filled(form, "published", {**_site(settings), "form": form, "answers": shown}, settings)
+    return forms_declared.filled(
+        form, "published", {**forms_declared.site_values(settings), "form": form, "answers": shown}, settings
+    )
 
 
-def letter(form: Form, key: str, answers: Sequence[Answer], settings: Settings, files_dir: str) -> EmailMessage:
+def letter(
+    form: Form,
+    key: str,
+    answers: Sequence[Answer],
+    settings: Settings,
+    files_dir: str,
+    decide: Mapping[str, str],
+) -> EmailMessage:
     """Return the letter that brings answers to whoever the form names; the same answers make the same letter.
+
+    Args:
+        form: the form.
+        key: the letter's.
+        answers: what it brings.
+        settings: all settings.
+        files_dir: where the files are that came with them.
+        decide: by an answer's id, where a person decides of it.
 
     Raises:
         ConfigError: an address is none.
@@ -196,8 +215,9 @@ def letter(form: Form, key: str, answers: Sequence[Answer], settings: Settings, 
         lines.append(f"The first {LETTER_ANSWERS} follow; all are in the table that is attached.")
     if left:
         lines.append(f"Not attached, since they are too large together: {', '.join(left)}. They are in {files_dir}.")
-    if form["answers"]["publish"] and form["answers"]["moderate"]:
-        lines.append("None of them is published before you say so: forms-nightly -publish ID.")
+    if forms_moderation.is_moderated(form):
+        way = "by the link with it, or " if decide else ""
+        lines.append(f"None of them is published before you say so: {way}forms-nightly -publish ID.")
     tables = [
         Table(
             title=f"{moment(answer.time)}, {answer.id}",
@@ -212,18 +232,26 @@ def letter(form: Form, key: str, answers: Sequence[Answer], settings: Settings, 
     ]
     finding = Finding(job="forms-nightly", time=time_s, title=form["title"], lines=lines, tables=tables)
     about = f"{site['name']}: {form['title']}: {len(answers)} answer{'s' * (len(answers) != 1)}"
-    html = letter_page(form, answers, about, finding, settings)
-    text = _text(about, finding)
+    html = letter_page(form, answers, about, finding, settings, decide)
+    text = _text(about, answers, finding, decide)
     return letters.compose(
         settings["mail"]["from"], form["answers"]["to"], about, text, html, attached, time_s=time_s, key=key
     )
 
 
-def letter_page(form: Form, answers: Sequence[Answer], about: str, finding: Finding, settings: Settings) -> str:
+def letter_page(
+    form: Form,
+    answers: Sequence[Answer],
+    about: str,
+    finding: Finding,
+    settings: Settings,
+    decide: Mapping[str, str],
+) -> str:
     """Return the letter for a reader of HTML.
 
     Shape: what the template gets beside that of all letters (mail.html): ``form``, ``lines``, and ``answers``, each
-        ``{"id": "...", "time": "2026-11-22 23:10:05", "parts": [{"name": "entry", "label": "...", "text": "..."}]}``.
+        ``{"id": "...", "time": "2026-11-22 23:10:05", "decide": "https://...", "parts": [{"name": "entry", "label":
+        "...", "text": "..."}]}``; ``decide`` is "" where nobody is asked.
 
     Raises:
         ConfigError: the form's own template is not as it has to be.
@@ -236,14 +264,21 @@ def letter_page(form: Form, answers: Sequence[Answer], about: str, finding: Find
         "lines": finding.lines,
         "links": [],
         "tables": [
-            {"title": one.title, "head": one.head, "rows": one.rows, "numeric": [False, False]}
-            for one in finding.tables
+            {
+                "title": one.title,
+                "head": one.head,
+                "rows": one.rows,
+                "numeric": [False, False],
+                "link": {"text": DECIDE, "address": decide[answer.id]} if answer.id in decide else {},
+            }
+            for answer, one in zip(answers, finding.tables, strict=False)
         ],
     }
     listed = [
         {
             "id": answer.id,
             "time": moment(answer.time),
+            "decide": decide.get(answer.id, ""),
             "parts": [
                 {"name": field["name"], "label": field["label"], "text": _shown(answer.record[field["name"]])}
                 for field in form["fields"]
@@ -257,14 +292,16 @@ def letter_page(form: Form, answers: Sequence[Answer], about: str, finding: Find
     return forms_declared.filled(form, "mail", values | own, settings)
 
 
-def _text(about: str, finding: Finding) -> str:
+def _text(about: str, answers: Sequence[Answer], finding: Finding, decide: Mapping[str, str]) -> str:
     """Return the letter for a plain reader: whole texts, not cut to a column's width."""
     lines = [about, "=" * plain.columns(about), "", *finding.lines]
-    for one in finding.tables:
+    for answer, one in zip(answers, finding.tables, strict=False):
         lines += ["", one.title, "-" * plain.columns(one.title)]
         for label, value in one.rows:
             first, *more = str(value).split("\n")
             lines += [f"{label}: {first}", *["    " + line for line in more]]
+        if answer.id in decide:
+            lines.append(f"{DECIDE}: {decide[answer.id]}")
     return "\n".join(lines) + "\n"
 
 
@@ -290,11 +327,3 @@ def _attached(form: Form, answers: Sequence[Answer], files_dir: str) -> tuple[li
             room -= len(content)
             attached.append(letters.Attachment(told["file"], told["type"], content))
     return attached, left
-
-
-def _site(settings: Settings) -> dict[str, Any]:
-    site = settings["site"]
-    return {
-        "site": {"name": site["name"], "url": site["url"]},
-        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }

@@ -14,6 +14,7 @@ from infocluster.report.findings import Finding, Table
 Form = dict[str, Any]
 
 TIME_S = 1795384800.0
+LINK = "https://www.example.org/cgi-bin/moderate.cgi/form?0.0.0"
 _TEXT = 'Text with <b>, & and "quotes"'
 _SAMPLES: dict[str, Any] = {
     "email": "ann@example.org",
@@ -44,7 +45,7 @@ def check(form: Form, settings: Settings) -> None:
             finding = Finding(
                 job="forms-nightly", time=TIME_S, title=form["title"], lines=["2 answers."], faults=[], tables=tables
             )
-            forms_results.letter_page(form, answers, "a subject", finding, settings)
+            forms_results.letter_page(form, answers, "a subject", finding, settings, {full.id: LINK})
 
 
 def _answer(form: Form, answers: dict[str, Any]) -> Answer:

@@ -145,6 +145,7 @@ def _values(about: str, site: Mapping[str, Any], found: Mapping[str, Finding]) -
                         "head": table.head,
                         "rows": [[plain.cell(value) for value in row] for row in table.rows],
                         "numeric": plain.numeric(table),
+                        "link": {},
                     }
                     for table in one.tables
                 ],

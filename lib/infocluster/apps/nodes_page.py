@@ -114,7 +114,7 @@ def page(control: Controller, settings: Settings, values: dict[str, Any], now: f
     own = settings["aggregate"]
     silent = sum(node["gray"] for node in values["nodes"])
     sections = [
-        _shaped(section, own["cgi_url"])
+        _shaped(section, settings["site"]["cgi_url"])
         for name, instance in list(control.instances.items())
         for section in (_plain(control, name) if _has_none(instance) else control.ask(name, "sections", now))
     ]
@@ -124,7 +124,7 @@ def page(control: Controller, settings: Settings, values: dict[str, Any], now: f
         "now": f"{now:.3f}",
         "revision": values["revision"],
         "epoch": values["epoch"],
-        "request": own["cgi_url"] + "request.cgi",
+        "request": settings["site"]["cgi_url"] + "request.cgi",
         "every_ms": int(max(0.5, own["update_period_s"]) * 1000),
         "reporting": len(values["nodes"]) - silent,
         "silent": silent,
