@@ -15,7 +15,19 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "lib/infocluster"
 
 FLOORS = (
-    {"errors", "names", "config", "settings", "files", "markup", "processes", "secrets", "start", "trees"},
+    {
+        "errors",
+        "names",
+        "config",
+        "settings",
+        "files",
+        "databases",
+        "markup",
+        "processes",
+        "secrets",
+        "start",
+        "trees",
+    },
     {"locks"},
     {"queue", "letters", "pages", "charts"},
     {"gather", "publish", "push", "poll", "aggregate", "report"},

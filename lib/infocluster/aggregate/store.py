@@ -20,13 +20,12 @@ Source: SQLite, atomic commit and AUTOINCREMENT (a number is never given twice);
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
 
-from infocluster import files
-from infocluster.errors import UnavailableError
+from infocluster import databases
 
 DAY_S = 86400
 _SCHEMA = """
@@ -106,20 +105,8 @@ class Store:
         Raises:
             UnavailableError: the database is locked, full or out of reach; nothing of it was done.
         """
-        try:
-            self.db.execute("BEGIN IMMEDIATE")
+        with databases.transaction(self.db):
             yield
-            self.db.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._roll_back()
-            raise UnavailableError(f"cannot commit what reports came to: {error}") from error
-        except BaseException:
-            self._roll_back()
-            raise
-
-    def _roll_back(self) -> None:
-        if self.db.in_transaction:
-            self.db.execute("ROLLBACK")
 
     def save(self, name: str, part: str, data: Any) -> None:
         """Keep what an aggregator gives.
@@ -243,18 +230,6 @@ def opened(file: str) -> Iterator[Store]:
     Raises:
         UnavailableError: it cannot be opened, or is no database.
     """
-    try:
-        files.make_directories(os.path.dirname(file), 0o750)
-        connection = sqlite3.connect(file, isolation_level=None, timeout=60)
-    except (OSError, sqlite3.Error) as error:
-        raise UnavailableError(f"cannot open {file}: {error}") from error
-    with closing(connection):
-        try:
-            # With a log ahead, a commit is one wait for the disk; FULL makes it durable.
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.executescript(_SCHEMA)
-            store = Store(connection)
-        except sqlite3.Error as error:
-            raise UnavailableError(f"cannot open {file}: {error}") from error
-        yield store
+    # With a log ahead, a commit is one wait for the disk.
+    with databases.opened(file, _SCHEMA, has_log=True) as db:
+        yield Store(db)

@@ -13,14 +13,12 @@ Shape: table ``positions``, one row a segment: ``server, host, app, segment, fir
 Source: SQLite, atomic commit; zlib.crc32.
 """
 
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from infocluster import files
-from infocluster.errors import UnavailableError
+from infocluster import databases
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS positions (
@@ -60,21 +58,13 @@ class Cursor:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Commit what is done inside together, or nothing of it.
+        """Commit results and positions together; see `databases.transaction`.
 
         Raises:
-            UnavailableError: the database is locked, full or out of reach; nothing of it was done.
+            UnavailableError: nothing of it was done.
         """
-        try:
-            self.db.execute("BEGIN IMMEDIATE")
-            yield self.db
-            self.db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            self._roll_back()
-            raise UnavailableError(f"cannot commit to {database_file(self.db)}: {error}") from error
-        except BaseException:
-            self._roll_back()
-            raise
+        with databases.transaction(self.db) as db:
+            yield db
 
     def advance(self, position: Position) -> None:
         """Remember, inside a transaction, how far a segment was read."""
@@ -98,10 +88,6 @@ class Cursor:
             [(app, host, *key) for key in keys],
         )
 
-    def _roll_back(self) -> None:
-        if self.db.in_transaction:
-            self.db.execute("ROLLBACK")
-
 
 @contextmanager
 def opened(file: str, schema: str = "") -> Iterator[Cursor]:
@@ -114,20 +100,5 @@ def opened(file: str, schema: str = "") -> Iterator[Cursor]:
     Raises:
         UnavailableError: it cannot be opened, or is no database.
     """
-    try:
-        files.make_directories(os.path.dirname(file), 0o750)
-        connection = sqlite3.connect(file, isolation_level=None, timeout=60)
-    except (OSError, sqlite3.Error) as error:
-        raise UnavailableError(f"cannot open {file}: {error}") from error
-    with closing(connection):
-        try:
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.executescript(_SCHEMA + ";" + schema)
-        except sqlite3.DatabaseError as error:
-            raise UnavailableError(f"cannot open {file}: {error}") from error
+    with databases.opened(file, _SCHEMA + ";" + schema) as connection:
         yield Cursor(connection)
-
-
-def database_file(db: sqlite3.Connection) -> str:
-    """Return the path of an open database."""
-    return str(db.execute("PRAGMA database_list").fetchone()[2])

@@ -22,15 +22,15 @@ Source: SQLite, atomic commit; documentation of wwwinst (several development tre
 
 import os
 import sqlite3
+import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from infocluster import files, trees
+from infocluster import databases, files, trees
 from infocluster.errors import UnavailableError, reason
 from infocluster.publish import development
 
-TIMEOUT_S = 60.0
 DIRECTORY_MODE = 0o2770
 FILE_MODE = 0o660
 _SCHEMA = """
@@ -208,8 +208,7 @@ class Origins:
             make_directory(os.path.dirname(self._file))
         except OSError as error:
             raise UnavailableError(f"cannot write {self._file}: {reason(error)}") from error
-        with _opened(self._file) as db:
-            db.execute("BEGIN IMMEDIATE")
+        with _opened(self._file) as opened, databases.transaction(opened) as db:
             db.executemany(_PUT, [(self.program, os.fsencode(path), names) for path, names in offer.whole.items()])
             # RACE: two installs of two files of one directory hold no lock in common. Each adds and strikes its own
             # names to what the row holds by then, in its transaction.
@@ -222,7 +221,6 @@ class Origins:
                 "DELETE FROM held WHERE program = ? AND directory = ?",
                 [(self.program, os.fsencode(path)) for path in offer.gone],
             )
-            db.execute("COMMIT")
 
 
 def make_directory(path: str) -> None:
@@ -241,15 +239,12 @@ def make_directory(path: str) -> None:
 @contextmanager
 def _opened(file: str) -> Iterator[sqlite3.Connection]:
     try:
-        with closing(sqlite3.connect(file, timeout=TIMEOUT_S, isolation_level=None)) as db:
-            db.execute("PRAGMA synchronous = FULL")
-            if db.execute("PRAGMA user_version").fetchone() == (0,):
-                db.execute(_SCHEMA)
-                db.execute("PRAGMA user_version = 1")
-                if os.stat(file).st_uid == os.geteuid():
-                    os.chmod(file, FILE_MODE)
+        with databases.opened(file, _SCHEMA) as db:
+            status = os.stat(file)
+            if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != FILE_MODE:
+                os.chmod(file, FILE_MODE)
             yield db
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         raise UnavailableError(f"cannot use {file}: {error}") from error
 
 
