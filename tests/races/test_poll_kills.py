@@ -30,7 +30,7 @@ def run(site: Site, n: int, *program: str) -> int:
     environment = site.environment(
         SERVER_GATHER=str(site.gather()), REQUEST_METHOD="GET", QUERY_STRING=f"mass=cf&targetTime={NOW}"
     )
-    killer = str(Path(__file__).resolve().parents[1] / "poll/killer.py")
+    killer = str(ROOT / "tests/killer.py")
     command = [sys.executable, killer, str(n), str(write), *program]
     done = subprocess.run(command, env=environment, capture_output=True, pass_fds=[write], timeout=60, check=False)
     os.close(write)

@@ -11,6 +11,7 @@ import os
 import posix
 import runpy
 import signal
+import sqlite3
 import sys
 from typing import Any
 
@@ -43,6 +44,19 @@ def leave(function: Any) -> Any:
     return call
 
 
+class Counted(sqlite3.Connection):
+    """A connection whose commits are steps: the library makes them durable where no call of ours is seen."""
+
+    def execute(self, sql: str, *more: Any) -> sqlite3.Cursor:
+        if sql == "COMMIT":
+            step()
+        return super().execute(sql, *more)
+
+
+def connect(*arguments: Any, **more: Any) -> sqlite3.Connection:
+    return Counted(*arguments, **more)
+
+
 limit, told = int(sys.argv[1]), int(sys.argv[2])
 for name in STEPS:
     wrapped = counted(getattr(posix, name))
@@ -50,6 +64,7 @@ for name in STEPS:
     setattr(os, name, wrapped)
 posix.open = os.open = counted(posix.open, lambda _path, flags, *_: flags & os.O_CREAT)
 _posixsubprocess.fork_exec = counted(_posixsubprocess.fork_exec)
+sqlite3.connect = connect  # type: ignore[assignment]
 posix._exit = leave(posix._exit)
 sys.argv = sys.argv[3:]
 try:
