@@ -235,6 +235,19 @@ def test_upload_that_is_not_what_was_sent_is_told_and_not_kept(stored: Site) -> 
     assert os.listdir(kept(book) / "files") == [] and len(rows(book)) == 1
 
 
+def test_upload_that_comes_after_its_answer_is_copied_and_shown_then(book: Site, store: str) -> None:
+    """As with gather-pull, when it was killed between the two."""
+    declare(book, text=stored_as(store, GUESTBOOK.replace("moderate = true", "moderate = false")))
+    send_picture(book)
+    (upload,) = form_site.uploads(book)
+    later = upload.rename(book.root / "later")
+    assert "cannot copy" in night(book, status=1) and "<img" not in published(book)
+    later.rename(upload)
+    night(book)
+    assert os.listdir(kept(book) / "files") == [upload.name] and "<img" in published(book)
+    assert "0 new answers" in night(book)
+
+
 def test_mail_server_that_is_down_gets_the_letter_later_and_once(book: Site, server: mailserver.MailServer) -> None:
     send(book)
     with mailserver.refusing_port() as port:

@@ -5,7 +5,8 @@ Shape: ``STATE_DIR/forms/NAME/answers.sqlite``: table ``answers``: ``id, time, d
     letter``; ``record`` is what form.cgi gathered, as JSON; ``state`` is ``new``, ``shown`` or ``hidden``; ``letter``
     is the key of the letter it went into, "" before. ``erased`` has the ids that must never come back; ``letters``
     the keys of letters that are queued; ``dirty`` the days whose results have to be written again; ``placed`` what is
-    published; ``decided`` when a person spoke of an answer last. Files that people sent are beside it, in ``files/``.
+    published; ``decided`` when a person spoke of an answer last; ``uncopied`` the ids of answers whose files are still
+    to be copied. Files that people sent are beside it, in ``files/``.
 
 Source: SQLite, "PRAGMA secure_delete" (what is deleted is overwritten).
 """
@@ -38,6 +39,7 @@ CREATE TABLE IF NOT EXISTS erased (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS letters (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dirty (day TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS placed (name TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS uncopied (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS decided (id TEXT PRIMARY KEY, time REAL NOT NULL) WITHOUT ROWID;
 """
 
@@ -86,6 +88,8 @@ class Book:
             if found:
                 added += 1
                 db.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (day,))
+                if sent_files(record):
+                    db.execute("INSERT OR IGNORE INTO uncopied VALUES (?)", (record["id"],))
         return added
 
     def answers(self, where: str = "1", values: Iterable[Any] = ()) -> list[Answer]:
@@ -141,12 +145,24 @@ class Book:
             for answer in gone:
                 db.execute("DELETE FROM answers WHERE id = ?", (answer.id,))
                 db.execute("DELETE FROM decided WHERE id = ?", (answer.id,))
+                db.execute("DELETE FROM uncopied WHERE id = ?", (answer.id,))
                 db.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (answer.day,))
                 if for_good:
                     db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (answer.id,))
         for answer in gone:
             for told in sent_files(answer.record):
                 remove_file(f"{self.files_dir}/{told['file']}")
+
+    def uncopied(self) -> list[Answer]:
+        """Return the answers whose files are still to be copied."""
+        return self.answers("id IN (SELECT id FROM uncopied)")
+
+    def copied(self, done: Iterable[Answer]) -> None:
+        """Remember that the files of answers are here, or never will be."""
+        with self.cursor.transaction() as db:
+            for answer in done:
+                db.execute("DELETE FROM uncopied WHERE id = ?", (answer.id,))
+                db.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (answer.day,))
 
     def days(self) -> list[str]:
         """Return the days whose results have to be written again."""

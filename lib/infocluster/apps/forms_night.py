@@ -3,16 +3,16 @@
 
 The life of an answer, for each form:
 
-1. look at ``<gather_dir>/*/<host>/form-NAME`` for what is new, in segments, entries and a queue; copy the files that
-   came with it, held against their digest;
+1. look at ``<gather_dir>/*/<host>/form-NAME`` for what is new, in segments, entries and a queue;
 2. commit answers and positions in one transaction: an answer counts once, by its id, however often it was sent; then
    what people decided of answers by the links of letters, the newest word on each;
-3. forget what is older than the form's retention;
-4. write the results of each day that changed, and the summary;
-5. publish what may be shown, the page of thanks, and the read marks;
-6. queue one letter with what was not mailed yet, and deliver it.
+3. copy the files that came with answers, held against their digest; one that is not there yet is tried again;
+4. forget what is older than the form's retention;
+5. write the results of each day that changed, and the summary;
+6. publish what may be shown, the page of thanks, and the read marks;
+7. queue one letter with what was not mailed yet, and deliver it.
 
-Steps 3 to 6 start from what the database says is still to be done: a night that was killed is finished by the next.
+Steps 3 to 7 start from what the database says is still to be done: a night that was killed is finished by the next.
 """
 
 import glob
@@ -38,6 +38,7 @@ from infocluster.publish import place
 from infocluster.push import servers
 
 DAY_S = 86400.0
+SPARE_DAYS = 2
 SUMMARY = "summary.html"
 TAKEN_PARTS = 500
 TAKEN_BYTES = 8 << 20
@@ -105,6 +106,7 @@ def _night(run: Run, declared: list[Form]) -> str:
     def one(form: Form, book: Book) -> int:
         new = _take_in(run, form, book)
         _take_decisions(run, form, book)
+        _copy_files(run, form, book)
         _forget_old(run, form, book)
         _write(run, form, book)
         _mail(run, form, book)
@@ -138,7 +140,8 @@ def _take_in(run: Run, form: Form, book: Book) -> int:
     # Every store, whichever the declaration names now: a change from one to another loses nothing.
     segments = collect.Source(gather["gather_dir"], app, gather["host"], expected)
     entries = collect.Source(gather["gather_dir"], app, gather["host"], (), "entries", ending=".json")
-    queue = collect.Source(gather["gather_dir"], app, gather["host"], (), "queue")
+    is_copy = bool(gather["pull_from"])
+    queue = collect.Source(gather["gather_dir"], app, gather["host"], (), "queue", is_copy=is_copy)
     looks = [(source, collect.look(source, positions)) for source in (segments, entries, queue)]
     for fault in dict.fromkeys(fault for _, found in looks for fault in found.faults):
         run.fault(f"form {form['name']}: {fault}")
@@ -214,7 +217,7 @@ def _take_parts(run: Run, form: Form, book: Book, source: collect.Source, parts:
     read = []
     for part in parts:
         try:
-            read.append((part, _records(run, form, book, source, part), part.position()))
+            read.append((part, _records(run, form, source, part), part.position()))
         except OSError as error:
             run.fault(f"form {form['name']}: cannot read {part.path}: {reason(error)}")
     new = 0
@@ -225,18 +228,14 @@ def _take_parts(run: Run, form: Form, book: Book, source: collect.Source, parts:
     return new
 
 
-def _records(run: Run, form: Form, book: Book, source: collect.Source, part: Part) -> list[dict[str, Any]]:
-    """Return the records of a part; the files that came with them are copied by then."""
+def _records(run: Run, form: Form, source: collect.Source, part: Part) -> list[dict[str, Any]]:
+    """Return the records of a part."""
     records, bad = [], 0
     for line, _ in collect.records(collect.content(part), source):
         record = _record(line)
         if record is None:
             bad += 1
             continue
-        for told in forms_book.sent_files(record):
-            fault = _copied(run.settings, form, book, part.server, told)
-            if fault:
-                run.fault(f"form {form['name']}: {fault}")
         records.append(record)
     if bad:
         run.fault(f"form {form['name']}: cannot use {bad} line{'s' * (bad > 1)} of {part.path}: no record of ours")
@@ -256,6 +255,21 @@ def _record(line: bytes, id_digits: int = 32) -> dict[str, Any] | None:
 
 def _is_id(value: Any, digits: int) -> bool:
     return isinstance(value, str) and len(value) == digits and set(value) <= set("0123456789abcdef")
+
+
+def _copy_files(run: Run, form: Form, book: Book) -> None:
+    """Copy the files of answers that have them still to come, for as long as the server may have them."""
+    given_up = time.time() - (run.settings["gather"]["keep_days"] + SPARE_DAYS) * DAY_S
+    done = []
+    for answer in book.uncopied():
+        told = forms_book.sent_files(answer.record)
+        faults = [fault for one in told if (fault := _copied(run.settings, form, book, answer.server, one))]
+        is_last = answer.time < given_up
+        for fault in faults:
+            run.fault(f"form {form['name']}: {fault}{'; it is not tried again' if is_last else ''}")
+        if not faults or is_last:
+            done.append(answer)
+    book.copied(done)
 
 
 def _copied(settings: Settings, form: Form, book: Book, server: str, told: dict[str, Any]) -> str:

@@ -119,7 +119,7 @@ def work(run: Run) -> str:
     database = f"{settings['site']['state_dir']}/{app}.sqlite"
     expected = tuple(server.name for server in servers.of_kind(settings, "web")) if settings["servers"] else ()
     source = collect.Source(gather["gather_dir"], app, host, expected)
-    queue = collect.Source(gather["gather_dir"], app, host, (), "queue")
+    queue = collect.Source(gather["gather_dir"], app, host, (), "queue", is_copy=bool(gather["pull_from"]))
     with cursor.opened(database, tables.SCHEMA + agents.SCHEMA) as position:
         before = position.positions(app, host)
         found = collect.look(source, before)

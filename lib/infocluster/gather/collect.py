@@ -64,6 +64,7 @@ class Source:
         form: one of `FORMS`.
         separator: for ``separated``, the separator line without its end.
         ending: for ``entries``, what the names of entries end in.
+        is_copy: whether the directories are gather-pull's copies: what is consumed in one would come again.
     """
 
     gather_dir: str
@@ -73,6 +74,7 @@ class Source:
     form: str = "segments"
     separator: bytes = b""
     ending: str = ""
+    is_copy: bool = False
 
     @property
     def end(self) -> bytes:
@@ -222,12 +224,14 @@ def consume(source: Source, read: set[tuple[str, str, str]]) -> set[tuple[str, s
         read: (server, element, first_id) of what was committed.
 
     Returns:
-        What was removed. Another user's queue is left as it is: its owner sweeps it.
+        What was removed. Another user's queue, and a copy, is left as it is: gather-sweep, or gather-pull, sweeps it.
 
     Raises:
         UnavailableError: a queue that is ours to write cannot be written.
     """
-    removed = set()
+    removed: set[tuple[str, str, str]] = set()
+    if source.is_copy:
+        return removed
     for server in sorted({server for server, _, _ in read}):
         top = f"{source.gather_dir}/{server}/{source.host}/{source.app}"
         if not os.access(top, os.W_OK):
