@@ -155,18 +155,6 @@ def test_change_of_the_store_loses_nothing_and_counts_nothing_twice(book: Site) 
     assert "0 new answers" in night(book)
 
 
-def test_queue_that_is_never_fetched_is_told(stored: Site, store: str, server: mailserver.MailServer) -> None:
-    stored.configure(
-        f'[gather]\npull_from = "/srv/gather"\n[mail]\nsmtp_host = "127.0.0.1"\nsmtp_port = {server.port}\n'
-    )
-    line = stored_as(store).splitlines().index(f'store = "{store}"') + 1
-    file = stored.root / "etc/forms/guestbook.toml"
-    told = f'{file}:{line}: answers.store: "queue": expected "segment" or "entries", since gather.pull_from is set'
-    done = stored.batch("forms-nightly")
-    assert (done.returncode, told in done.stderr) == ((1, True) if store == "queue" else (0, False))
-    assert (told in stored.batch("check-site").stderr) == (store == "queue")
-
-
 @pytest.mark.root
 def test_what_was_read_is_swept_by_its_owner_and_its_files_with_it(
     open_dir: Path, store: str, server: mailserver.MailServer

@@ -179,6 +179,7 @@ def sweep(
     now: float,
     keep_s: float,
     fault: Callable[[str], None],
+    is_left: Callable[[str], bool] = lambda _: False,
 ) -> int:
     """Drop, as their owner, the elements that the controller has read; return how many.
 
@@ -189,6 +190,7 @@ def sweep(
         now: Unix time, s.
         keep_s: seconds that a report stays after it came.
         fault: told what could not be dropped.
+        is_left: tells of an element, as ``DDDDDDDD/SSSSSSSSMMMMMR``, whether it stays, and its directory with it.
 
     Raises:
         BadInputError: the document is none of ours.
@@ -207,7 +209,8 @@ def sweep(
         path = f"{queue}/{directory}"
         try:
             elements = sorted(name for name in os.listdir(path) if is_element(name))
-            if (directory, len(elements), digest(elements)) not in marked:
+            is_read = (directory, len(elements), digest(elements)) in marked
+            if not is_read or any(is_left(f"{directory}/{name}") for name in elements):
                 continue
             for name in elements:
                 os.unlink(f"{path}/{name}")

@@ -304,8 +304,6 @@ def forms(place: Place) -> Iterator[Fault]:
         try:
             form = forms_declared.read(forms_declared.file_of(name, place.settings), place.settings)
             _try_templates(form, place.settings)
-            if why := forms_declared.out_of_reach(form, place.settings):
-                yield Fault(why, 'store = "entries"')
         except InfoclusterError as error:
             yield Fault(str(error), "edit it")
             continue

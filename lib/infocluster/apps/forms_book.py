@@ -5,8 +5,8 @@ Shape: ``STATE_DIR/forms/NAME/answers.sqlite``: table ``answers``: ``id, time, d
     letter``; ``record`` is what form.cgi gathered, as JSON; ``state`` is ``new``, ``shown`` or ``hidden``; ``letter``
     is the key of the letter it went into, "" before. ``erased`` has the ids that must never come back; ``letters``
     the keys of letters that are queued; ``dirty`` the days whose results have to be written again; ``placed`` what is
-    published; ``decided`` when a person spoke of an answer last; ``uncopied`` the ids of answers whose files are still
-    to be copied. Files that people sent are beside it, in ``files/``.
+    published; ``decided`` when a person spoke of an answer last; ``uncopied`` whose files are still to be
+    copied. Files that people sent are beside it, in ``files/``.
 
 Source: SQLite, "PRAGMA secure_delete" (what is deleted is overwritten).
 """

@@ -195,18 +195,6 @@ def read(file: str, settings: Settings) -> Form:
     return form
 
 
-def out_of_reach(form: Form, settings: Settings) -> str:
-    """Return why answers never come to the batch host, or "": gather-pull leaves queues where they are."""
-    if form["answers"]["store"] != "queue" or not settings["gather"]["pull_from"]:
-        return ""
-    file = file_of(form["name"], settings)
-    line = _Checked(file, files.read(file).decode("utf-8")).line("answers", "store", 0)
-    return (
-        f'{file}:{line}: answers.store: "queue": expected "segment" or "entries", since gather.pull_from is set: '
-        "gather-pull leaves queues on the servers, where no night reads them"
-    )
-
-
 def filled(form: Form, which: str, values: dict[str, Any], settings: Settings) -> str:
     """Return a page of a form, made of its own template where it has one, else of ours.
 

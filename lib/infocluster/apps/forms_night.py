@@ -82,8 +82,6 @@ def _declared(run: Run, wanted: Any) -> list[Form]:
         try:
             form = forms_declared.read(forms_declared.file_of(name, run.settings), run.settings)
             forms_templates.check(form, run.settings)
-            if why := forms_declared.out_of_reach(form, run.settings):
-                run.fault(why)
             result.append(form)
         except ConfigError as error:
             run.fault(str(error))
