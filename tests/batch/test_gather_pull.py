@@ -163,6 +163,27 @@ def test_nothing_but_plain_files_comes(pulled: Pulled) -> None:
     assert found == [element, f"web1/www/survey/{segment.name}", "web1/www/survey/line\nfeed"]
 
 
+def test_states_of_polls_are_those_of_the_server_and_nothing_else_goes_with_them(pulled: Pulled) -> None:
+    segment = pulled.visit("web1")
+    state = segment.parents[1] / "poll/cf/1795384800.json"
+    state.parent.mkdir(parents=True)
+    entry = segment.parents[1] / "form-x/1.json"
+    entry.parent.mkdir()
+    for path in (state, entry):
+        path.write_text("12")
+    pulled.pull()
+    copies = [pulled.copy / path.relative_to(pulled.real) for path in (state, entry, segment)]
+    stamp = state.stat().st_mtime_ns
+    state.write_text("21")
+    os.utime(state, ns=(stamp + 10**9, stamp + 10**9))
+    pulled.pull()
+    assert [path.read_bytes() for path in copies] == [b"21", b"12", segment.read_bytes()]
+    for path in (state, entry, segment):
+        path.unlink()
+    assert pulled.pull().returncode == 0
+    assert [path.exists() for path in copies] == [False, True, True]
+
+
 def test_what_was_read_goes_from_the_copy_a_day_after_the_server_may_drop_it(pulled: Pulled) -> None:
     old, young, unread = (pulled.visit("web1", time.time() - days * 86400) for days in (0, 0, 0))
     assert old == young == unread
