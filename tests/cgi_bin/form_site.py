@@ -98,7 +98,8 @@ def body_of(file: Path, with_token: str) -> tuple[dict[str, str], bytes]:
     head, _, body = file.read_bytes().partition(b"\n\n")
     if head.startswith(b"\n") or not head:
         head, body = b"", file.read_bytes()[1:]
-    body = body.replace(b"@TOKEN@", with_token.encode())
+    for place in (b"@TOKEN@", b"%40TOKEN%40"):
+        body = body.replace(place, with_token.encode())
     variables = {"CONTENT_LENGTH": str(len(body))}
     for line in head.decode("utf-8", "surrogateescape").splitlines():
         name, _, value = line.partition(": ")

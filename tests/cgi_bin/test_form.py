@@ -17,7 +17,7 @@ from dirq.QueueSimple import QueueSimple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgi_bin import form_site
+from cgi_bin import capture, form_site
 from cgi_bin.form_site import BODIES, declare, post, records, token, uploads
 from conftest import ROOT, Reply, Site
 from infocluster import secrets
@@ -59,6 +59,20 @@ def test_body_of_the_corpus_has_its_status_and_leaves_nothing(book: Site, file: 
             assert hashlib.sha256(path.read_bytes()).hexdigest() == told["sha256"]
             assert told["bytes"] == path.stat().st_size
             assert "/" not in told["name"] and "\\" not in told["name"].replace('\\"', "")
+
+
+@pytest.mark.parametrize("case", capture.CASES)
+@pytest.mark.parametrize("browser", ["chromium", "firefox", "webkitgtk", "curl"])
+def test_what_a_browser_sent_is_kept_as_it_was_typed(book: Site, browser: str, case: str) -> None:
+    variables, body = form_site.body_of(BODIES / f"303-{browser}-{case}.body", token())
+    assert book.cgi("form.cgi", "POST", body, PATH_INFO="/guestbook", **variables).status == 303
+    (record,) = records(book)
+    typed = {name: capture.FIELDS[name] for name in ("name", "email", "entry")}
+    assert {name: record[name] for name in typed} == typed
+    _, file_name = capture.CASES[case]
+    shown = [(told["name"], told["bytes"], told["type"]) for told in record["picture"]]
+    name = (file_name or "").rpartition("\\")[2]
+    assert shown == ([(name, len(capture.png()), "image/png")] if file_name else [])
 
 
 def test_person_gets_the_form_fills_it_and_is_thanked(book: Site) -> None:
