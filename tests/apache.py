@@ -34,7 +34,13 @@ class Apache:
 
 @contextmanager
 def apache(
-    prefix: Path, tree: Path, gather: Path, run_dir: Path, extra: str = "", define: str = ""
+    prefix: Path,
+    tree: Path,
+    gather: Path,
+    run_dir: Path,
+    extra: str = "",
+    define: str = "",
+    under: tuple[str, ...] = (),
 ) -> Iterator[Apache]:
     """Run Apache over an installed tree, as root started and as www-data at work.
 
@@ -45,6 +51,7 @@ def apache(
         run_dir: a directory of the server's own, made here; its logs lie in it.
         extra: further configuration.
         define: what is defined beside what differs from host to host, such as WSGI.
+        under: a command that becomes Apache at its end, such as one that makes a namespace.
     """
     program = shutil.which("apache2", path="/usr/sbin:/usr/bin:/sbin:/bin")
     assert program, "apache2 is not installed: .ci/packages installs it"
@@ -68,7 +75,7 @@ def apache(
     conf.write_text("\n".join([*lines, f'Include "{prefix}/etc/apache.conf"', extra, ""]))
     with (run_dir / "start.log").open("wb") as log:
         process = subprocess.Popen(
-            [program, "-D", "FOREGROUND", *(["-D", define] if define else []), "-f", str(conf)],
+            [*under, program, "-D", "FOREGROUND", *(["-D", define] if define else []), "-f", str(conf)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -6,6 +6,7 @@ outside never becomes an option (`operand` puts it behind ``--`` or before a ``.
 """
 
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -23,6 +24,10 @@ LOOK_S = 0.1
 CHUNK_BYTES = 1 << 16
 # Seconds to wait for the rest of what a program says on its standard error.
 ERRORS_S = 1.0
+# Seconds to wait for what was killed, and between two looks at it.
+KILL_S = 5.0
+KILL_PAUSE_S = 0.01
+_SUBREAPER = 36
 
 
 class Outcome(NamedTuple):
@@ -352,6 +357,135 @@ class Conversation:
             self._select.unregister(key.fd)
         elif key.data is self._unheard or len(self._errors) < OUTPUT_LIMIT_BYTES:
             key.data.extend(chunk)
+
+
+class Followed:
+    """A program while it runs: what it says on both its outputs, in one, as it says it.
+
+    It leads a session of its own and reads nothing. Used as a context manager, it is killed at the end of the block
+    unless it has ended; without, it runs on when nobody listens any more.
+
+    Attributes:
+        status: its exit status as `Outcome` has it, None while it runs.
+
+    Args:
+        arguments: the program and its arguments; no shell reads them.
+        environment: its whole environment.
+        directory: where it starts.
+
+    Raises:
+        UnavailableError: it cannot be started.
+    """
+
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], directory: str = "/") -> None:
+        self.status: int | None = None
+        self._ended_s = 0.0
+        try:
+            self._process = subprocess.Popen(
+                list(arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                env=environment,
+                cwd=directory,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise UnavailableError(f"cannot run {arguments[0]}: {reason(error)}") from error
+        self._output = self._process.stdout
+        self._look = select.poll()
+        if self._output is not None:
+            self._look.register(self._output, select.POLLIN)
+
+    def __enter__(self) -> "Followed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.status is None:
+            self.kill()
+        self.leave()
+
+    def heard(self, timeout_s: float) -> bytes | None:
+        """Return what it says next, b"" once it has ended and said all, or None where it is silent for so long.
+
+        What it left running may have its output open still: that is listened to for a second more.
+        """
+        end = time.monotonic() + timeout_s
+        while True:
+            now = time.monotonic()
+            if self.status is None:
+                self.status = self._process.poll()
+                self._ended_s = now
+            left_s = max(0.0, min(end - now, LOOK_S))
+            if self._output is None:
+                if self.status is not None:
+                    return b""
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(left_s)
+            elif self.status is not None and now - self._ended_s > ERRORS_S:
+                self.leave()
+            elif self._look.poll(left_s * 1000):
+                chunk = os.read(self._output.fileno(), CHUNK_BYTES)
+                if chunk:
+                    return chunk
+                self.leave()
+            if now >= end:
+                return None
+
+    def leave(self) -> None:
+        """Listen no more."""
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+
+    def ask_to_end(self) -> None:
+        """Send it, and what it started in its group, the signal that programs tidy up at."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it now, with its group and, after `adopt`, with everything that this process and it started."""
+        kill_group(self._process.pid)
+        with suppress(subprocess.TimeoutExpired):
+            self.status = self._process.wait(KILL_S)
+        end = time.monotonic() + KILL_S
+        # Whoever is killed leaves us his children, so this comes to an end with the last of them.
+        while (left := descendants(os.getpid())) and time.monotonic() < end:
+            for pid in left:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            time.sleep(KILL_PAUSE_S)
+
+
+def adopt() -> None:
+    """Become the parent of what our children leave behind, so that it can be found; where there is no prctl(2), not.
+
+    Source: prctl(2), PR_SET_CHILD_SUBREAPER.
+    """
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):
+        return
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process started, and those that they did, as far as their parents live.
+
+    Source: proc_pid_task(5), children.
+    """
+    found: list[int] = []
+    with suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
+                for child in map(int, file.read().split()):
+                    found += [child, *descendants(child)]
+    return found
 
 
 def kill_group(leader: int) -> None:

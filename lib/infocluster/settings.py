@@ -98,6 +98,17 @@ def _fits_core_filer(value: Any) -> bool:
 
 NETWORK = Kind('an address or network, such as "192.0.2.7" or "192.0.2.0/24"', _fits_network)
 SCHEDULER = Kind('an address such as "tls://batch.example.edu:8786", or tcp://', _fits_scheduler)
+
+
+def _fits_batch_call(value: Any) -> bool:
+    words = value.split(" ") if isinstance(value, str) and value.isprintable() else [""]
+    return names.is_name(words[0]) and all(words)
+
+
+BATCH_CALL = Kind(
+    'a program of batch/ and what it is called with, a blank between, such as "forms-nightly -render"',
+    _fits_batch_call,
+)
 CORE_FILER = Kind(f"a name of at most {names.NAME_LIMIT} printable characters", _fits_core_filer)
 _UMASKS = frozenset(f"{mode:0{width}o}" for mode in range(0o1000) for width in (3, 4))
 DIRECTORIES = _list_of(DIRECTORY)
@@ -127,6 +138,7 @@ SECTIONS = {
     "mail": "Letters: batch/mail-report and the notices of the other programs.",
     "poll": "The polling agent: cgi-bin/poll.cgi and batch/backup-watch, on the host that a storage cluster polls.",
     "aggregate": "Reports of nodes: cgi-bin/report.cgi, request.cgi, batch/controller, batch/node-report on a node.",
+    "runbatch": "On development hosts: cgi-bin/runbatch.cgi, which runs batch programs that are being developed.",
     "accounting": "An example of feeding SSM2's outgoing directory: batch/accounting-nightly.",
     "push_hosts": "Hosts that get what is pushed first and then push it on, each to a share of the servers.",
     "groups": "Names for sets of servers. Repeat the section for each.",
@@ -408,6 +420,22 @@ TABLE = (
     ),
     Setting("aggregate", "disks", TEXTS, ["/"], "On a node: directories whose file systems are looked at."),
     Setting("aggregate", "queues", TEXTS, [], "On a node: simple directory queues whose lengths it tells."),
+    Setting(
+        "runbatch", "programs", _list_of(BATCH_CALL), [],
+        "What may be run, each also named in etc/sudoers.runbatch. None: there is no runbatch.cgi, it answers 404.",
+    ),
+    Setting("runbatch", "hosts", _list_of(NETWORK), [], "Addresses that may ask for it. None lets nobody."),
+    Setting("runbatch", "users", TEXTS, [], "Who may, as the web server authenticated them. None lets nobody."),
+    Setting(
+        "runbatch", "run_on", TEXTS, [],
+        "Host names, in full or up to the first dot, of the machines it works on, where several have these settings. "
+        "None: it works on each that has them.",
+    ),
+    Setting("runbatch", "sudo", DIRECTORY, "/usr/bin/sudo", "The program by which it goes on as the file owner."),
+    Setting(
+        "runbatch", "time_limit_s", _seconds(1, 86400), 600,
+        "Seconds a program may take; then it is ended, with all that it started.",
+    ),
     Setting(
         "accounting", "queue_dir", DIRECTORY, "var/outgoing",
         "SSM2's outgoing directory, usually /var/spool/apel/outgoing.",

@@ -143,10 +143,11 @@ def test_body_over_the_limit_is_refused(server: Apache) -> None:
     connection.close()
 
 
-def test_sudo_reads_the_sample() -> None:
+@pytest.mark.parametrize("sample", ["sudoers", "sudoers.runbatch"])
+def test_sudo_reads_the_sample(sample: str) -> None:
     visudo = shutil.which("visudo", path="/usr/sbin:/usr/bin")
     assert visudo, "visudo is not installed: .ci/packages installs it"
-    done = subprocess.run([visudo, "-cf", str(ROOT / "etc/sudoers")], capture_output=True, text=True, check=False)
+    done = subprocess.run([visudo, "-cf", str(ROOT / "etc" / sample)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

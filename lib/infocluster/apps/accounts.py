@@ -10,11 +10,12 @@ import os
 import pwd
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from infocluster import files
 from infocluster.errors import InfoclusterError, RefusedError, UnavailableError, reason
+from infocluster.names import shown
 
 
 class User(NamedTuple):
@@ -40,6 +41,26 @@ def by_number(uid: int) -> User:
         return _user(pwd.getpwuid(uid))
     except KeyError:
         return User(str(uid), uid, uid, frozenset({uid}))
+
+
+def file_owner(site: Mapping[str, Any]) -> User:
+    """Return the file owner: whom the settings name, or who owns the production tree.
+
+    Args:
+        site: the settings ``[site]``.
+
+    Raises:
+        UnavailableError: there is no such user, or nothing to tell by.
+    """
+    if site["file_owner"]:
+        found = by_name(site["file_owner"])
+        if found is None:
+            raise UnavailableError(f"cannot be the file owner: there is no user {shown(site['file_owner'])}")
+        return found
+    try:
+        return by_number(os.stat(site["production_dir"]).st_uid)
+    except OSError as error:
+        raise UnavailableError(f"cannot read {site['production_dir']}: {reason(error)}") from error
 
 
 def _user(entry: pwd.struct_passwd) -> User:

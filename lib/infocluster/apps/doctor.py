@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infocluster import config, files, processes
 from infocluster.apps import accounts, forms_declared, forms_moderation, installation, queue_check
+from infocluster.apps import runbatch as runbatch_cgi
 from infocluster.apps.accounts import User
 from infocluster.config import Settings
 from infocluster.cron.command import Run
@@ -547,6 +548,46 @@ def folding(place: Place) -> Iterator[Fault]:
         )
 
 
+def runbatch(place: Place) -> Iterator[Fault]:
+    """Check what runbatch.cgi may run: programs that are there, somebody who may, and a sudo that lets it."""
+    _only(place.is_web, "web server")
+    conf = place.settings["runbatch"]
+    if not conf["programs"]:
+        raise _NotCheckedError("nothing may be run")
+    if not runbatch_cgi.is_here(conf["run_on"]):
+        raise _NotCheckedError("runbatch.run_on does not name this host")
+    for setting, what in (("hosts", "address"), ("users", "user")):
+        if not conf[setting]:
+            yield Fault(
+                f"runbatch.{setting} is empty: no {what} may run anything", "set it, or runbatch.programs = []"
+            )
+    runnable = []
+    for entry in conf["programs"]:
+        program = f"{place.root}/batch/{entry.partition(' ')[0]}"
+        if not os.path.isfile(program) or not os.access(program, os.X_OK):
+            yield Fault(
+                f"runbatch.programs has {entry}, and {program} is missing or no program", "take it out, or chmod"
+            )
+        else:
+            runnable.append(entry)
+    if not os.access(conf["sudo"], os.X_OK):
+        yield Fault(f"{conf['sudo']} is missing or no program", "apt-get install -y sudo")
+        return
+    server, owner = place.server(), place.owner()
+    # Nobody else can ask what sudo lets him run.
+    for entry in runnable if os.geteuid() in (0, server.uid) else ():
+        wanted = runbatch_cgi.command(entry, owner.name, conf["sudo"], place.root)
+        # -l before the command only asks whether it would be run.
+        asked = [wanted[0], "-l", *wanted[1:]]
+        as_server = [] if os.geteuid() == server.uid else ["/sbin/runuser", "-u", server.name, "--"]
+        if processes.run([*as_server, *asked], PROGRAM_TIMEOUT_S).status != 0:
+            yield Fault(
+                f"sudo does not let {server.name} run {entry} as {owner.name}",
+                f"add it to /etc/sudoers.d/infocluster-runbatch, see {_q(place.root)}/etc/sudoers.runbatch: "
+                f"{' '.join(wanted[5:])}",
+            )
+
+
 def _round(place: Place, server: User) -> Iterator[Fault]:
     """Send one record the way of all records, and drop it again."""
     directory = place.gather
@@ -805,6 +846,7 @@ CHECKS: Mapping[str, Callable[[Place], Iterator[Fault]]] = {
     "programs": programs,
     "gather": gather,
     "folding": folding,
+    "runbatch": runbatch,
     "queues": queues,
     "servers": servers,
     "cron": cron,

@@ -22,7 +22,6 @@ from typing import NoReturn
 from infocluster import config, names, trees
 from infocluster.apps import accounts
 from infocluster.apps.accounts import User
-from infocluster.config import Settings
 from infocluster.cron.command import Run
 from infocluster.errors import InfoclusterError, RefusedError, UnavailableError, UsageError, reason
 from infocluster.locks import pathlocks, tickets
@@ -50,7 +49,7 @@ def work(run: Run) -> str:
     paths = development.checked(given) if given else []
     if arguments["rules"]:
         return _rules(run, given)
-    owner = _file_owner(conf)
+    owner = accounts.file_owner(conf["site"])
     is_handed_on = bool(conf["install"]["sudo"]) and os.geteuid() != owner.uid
     left: dict[str, str] = _left(arguments["leave"])
     changes = not (arguments["log"] or arguments["undo"])
@@ -178,21 +177,6 @@ def _left(text: object) -> dict[str, str]:
         return {str(path): str(why) for path, why in shape.items()}
     except (ValueError, AttributeError):
         raise UsageError(f"cannot leave {shown(str(text))}: expected a JSON object of paths and reasons") from None
-
-
-def _file_owner(conf: Settings) -> User:
-    """Return who owns the production tree."""
-    named = conf["site"]["file_owner"]
-    if named:
-        found = accounts.by_name(named)
-        if found is None:
-            raise UnavailableError(f"cannot install: there is no user {shown(named)}, the file owner")
-        return found
-    production_dir = conf["site"]["production_dir"]
-    try:
-        return accounts.by_number(os.stat(production_dir).st_uid)
-    except OSError as error:
-        raise UnavailableError(f"cannot read {production_dir}: {reason(error)}") from error
 
 
 def _caller(owner: User) -> User:

@@ -46,7 +46,7 @@ def answer(request: Request) -> Response:
 def _answered(request: Request, now: float) -> Response:
     request.allow("GET", "HEAD", "POST")
     poll = request.settings["poll"]
-    if not is_allowed(request.variable("REMOTE_ADDR"), poll["allow"]):
+    if not is_allowed(request):
         raise HttpError(403, "This address may not ask here.")
     sent = request.query()
     if request.method == "POST":
@@ -86,17 +86,10 @@ def directory(poll: "dict[str, Any]", gather: str) -> str:
     return named
 
 
-def is_allowed(address: str, allowed: "list[str]") -> bool:
-    """Tell whether an address is one of these, or in one of these networks; all are where none is named."""
-    if not allowed or address in allowed:
-        return True
-    import ipaddress
-
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:  # no address at all: not one of those
-        return False
-    return any(found in ipaddress.ip_network(network) for network in allowed)
+def is_allowed(request: Request) -> bool:
+    """Tell whether a visitor's address may ask here; all may where the settings name none."""
+    allowed = request.settings["poll"]["allow"]
+    return not allowed or request.comes_from(allowed)
 
 
 def _check_token(told: str, name: str) -> None:

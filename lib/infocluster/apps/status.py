@@ -37,7 +37,7 @@ def _polling(request: Request, now: float) -> "tuple[str, str]":
     title = "Polling agent"
     if not request.settings["core_filers"]:
         return title, "<p>No core filer is set.</p>"
-    if not poll.is_allowed(request.variable("REMOTE_ADDR"), request.settings["poll"]["allow"]):
+    if not poll.is_allowed(request):
         return title, "<p>Not shown to this address.</p>"
     try:
         where = poll.directory(request.settings["poll"], request.variable("SERVER_GATHER"))

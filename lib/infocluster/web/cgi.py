@@ -2,7 +2,8 @@
 """The gateway round every program of cgi-bin/: from the server's variables to one written reply.
 
 The work is done before the reply, since the server kills what runs on after it; then head and body are written at
-once and the process leaves without tearing the interpreter down, which a visitor would wait for.
+once and the process leaves without tearing the interpreter down, which a visitor would wait for. What an answer
+streams is written as it comes.
 
 Source: RFC 3875.
 """
@@ -36,14 +37,21 @@ def run(handler: str) -> None:
     request = Request(posix.environ)
     is_head = request.method == "HEAD"
     try:
-        message = answer(handler, request).message(is_head)
+        response = answer(handler, request)
+        message = response.message(is_head)
     except Exception:  # the last door: nothing leaves without an answer
-        message = failed().message(is_head)
+        response = failed()
+        message = response.message(is_head)
     request.drain()
     try:
         files.write_all(1, message)
+        if response.stream is not None and not is_head:
+            for chunk in response.stream:
+                files.write_all(1, chunk)
     except OSError:  # the visitor is gone; the work was done before
         posix._exit(0)
+    except Exception:  # in the midst of a stream: the visitor has a part of it, the log the rest
+        failed()
     posix._exit(0)
 
 

@@ -76,6 +76,21 @@ class Request:
             allowed = ", ".join(methods)
             raise HttpError(405, f"This address answers {allowed} only.", (("Allow", allowed),))
 
+    def comes_from(self, networks: "list[str]") -> bool:
+        """Tell whether the visitor's address is one of these, or in one of these networks."""
+        address = self.variable("REMOTE_ADDR")
+        if address in networks:
+            return True
+        if not networks:
+            return False
+        import ipaddress
+
+        try:
+            found = ipaddress.ip_address(address)
+        except ValueError:  # no address at all: not one of those
+            return False
+        return any(found in ipaddress.ip_network(network) for network in networks)
+
     def check_origin(self) -> None:
         """Go on where the form was shown by this site, as far as the browser tells.
 

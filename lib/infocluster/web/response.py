@@ -6,6 +6,10 @@ Source: RFC 3875 6; RFC 9110.
 
 from infocluster.errors import InfoclusterError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 HTML = "text/html; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
 
@@ -34,10 +38,11 @@ class Response:
         status: the HTTP status.
         content_type: the media type of the body.
         body: the bytes of the body.
+        stream: what follows the body, piece by piece as it comes; None where the body is whole, and its length told.
         fields: further header fields, names and values in ASCII without line ends.
     """
 
-    __slots__ = ("body", "content_type", "fields", "status")
+    __slots__ = ("body", "content_type", "fields", "status", "stream")
 
     def __init__(
         self,
@@ -45,14 +50,16 @@ class Response:
         content_type: str = HTML,
         status: int = 200,
         fields: "tuple[tuple[str, str], ...]" = (),
+        stream: "Iterable[bytes] | None" = None,
     ) -> None:
         self.body = body
         self.content_type = content_type
         self.status = status
         self.fields = fields
+        self.stream = stream
 
     def message(self, is_head: bool = False) -> bytes:
-        """Return the answer as a CGI program writes it, the body left out for HEAD.
+        """Return the answer as a CGI program writes it, without its stream, and without the body for HEAD.
 
         Raises:
             ValueError: a header field holds a line end, which would be the visitor's chance to write others.
@@ -60,9 +67,10 @@ class Response:
         lines = [
             f"Status: {self.status} {PHRASES[self.status]}",
             f"Content-Type: {self.content_type}",
-            f"Content-Length: {len(self.body)}",
             "X-Content-Type-Options: nosniff",
         ]
+        if self.stream is None:
+            lines.insert(2, f"Content-Length: {len(self.body)}")
         for name, value in self.fields:
             lines.append(f"{name}: {value}")
         for line in lines:

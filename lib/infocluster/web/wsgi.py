@@ -64,12 +64,14 @@ def _settings() -> Settings | None:
 def _said(response: Response, is_head: bool, start_response: Start) -> Iterable[bytes]:
     fields = [
         ("Content-Type", response.content_type),
-        ("Content-Length", str(len(response.body))),
         ("X-Content-Type-Options", "nosniff"),
         *response.fields,
     ]
+    if response.stream is None:
+        fields.append(("Content-Length", str(len(response.body))))
     start_response(f"{response.status} {PHRASES[response.status]}", fields)
-    return [b"" if is_head else response.body]
+    # A stream is handed over as it is, so that the server can close it when the visitor has gone.
+    return [b"" if is_head else response.body] if response.stream is None or is_head else response.stream
 
 
 def _split(path: str) -> tuple[str, str, str]:
