@@ -2,7 +2,6 @@
 """runbatch.cgi under a real Apache and a real sudo: what runs, for whom, how long, and what is seen of it."""
 
 import base64
-import hashlib
 import http.client
 import json
 import os
@@ -144,7 +143,11 @@ def installed(top: Path) -> Host:
     (top / "tree").mkdir()
     (top / "gather").mkdir()
     users = host.prefix / "etc/secrets/runbatch.users"
-    users.write_text(f"ann:{{SHA}}{base64.b64encode(hashlib.sha1(b'secret').digest()).decode()}\n")
+    # As etc/apache.runbatch.conf says that one is made.
+    password = subprocess.run(
+        ["openssl", "passwd", "-6", "secret"], capture_output=True, text=True, check=True
+    ).stdout
+    users.write_text(f"ann:{password}")
     for path, mode in ((users.parent, 0o750), (users, 0o640)):
         shutil.chown(path, "root", SERVER)
         path.chmod(mode)
