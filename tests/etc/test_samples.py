@@ -143,6 +143,22 @@ def test_body_over_the_limit_is_refused(server: Apache) -> None:
     connection.close()
 
 
+@pytest.mark.parametrize("mode", [(), ("-D", "WSGI")])
+def test_apache_reads_the_samples_with_what_differs_on_its_command_line(
+    tmp_path: Path, mode: tuple[str, ...]
+) -> None:
+    program = shutil.which("apache2", path="/usr/sbin:/usr/bin")
+    assert program, "apache2 is not installed: .ci/packages installs it"
+    defines = [f"Define {name} {value}" for name, value in
+               (("PREFIX", ROOT), ("TREE", tmp_path), ("RUN_DIR", tmp_path), ("LOG_DIR", tmp_path))]  # fmt: skip
+    command = [program, "-t", *mode, "-f", f"{ROOT}/etc/apache.conf"]
+    for define in defines:
+        command += ["-C", define]
+    for more in ([], ["-C", "Define ADDRESS 127.0.0.1:"], ["-c", f"Include {ROOT}/etc/apache.runbatch.conf"]):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "Syntax OK\n"), done.stderr
+
+
 @pytest.mark.parametrize("sample", ["sudoers", "sudoers.runbatch"])
 def test_sudo_reads_the_sample(sample: str) -> None:
     visudo = shutil.which("visudo", path="/usr/sbin:/usr/bin")
