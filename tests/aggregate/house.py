@@ -11,6 +11,32 @@ from infocluster.aggregate import messages_pb2, store, wire
 from infocluster.aggregate.controller import Controller
 from infocluster.queue.simple import Simple
 
+# An aggregator that keeps at every report.
+LEDGER = """
+class Ledger(Aggregator):
+    reporttype = "Number"
+    updatetype = "Ledger"
+    requesttypes = "Ledger",
+
+    def __init__(self):
+        self.state = self.restoreData({"total": 0, "reports": 0})
+        self.told = None
+
+    def processReport(self, msg):
+        self.state["total"] += int(msg.data)
+        self.state["reports"] += 1
+        self.saveData(self.state)
+
+    def processREQUEST(self, msg):
+        return self.state
+
+    def getUpdateMessage(self):
+        if self.told == self.state:
+            return None
+        self.told = dict(self.state)
+        return self.told
+"""
+
 
 class House:
     """Settings and queues below a directory, and the time, which only the test moves."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aggregate import feed
-from aggregate.house import House
+from aggregate.house import LEDGER, House
 from conftest import ROOT
 from infocluster.aggregate import refusals
 
@@ -28,30 +28,7 @@ look_s = 0.05
 update_period_s = 0.2
 """
 # The one keeps at every report, the other once for many; both begin from what was kept.
-MODULE = """
-class Ledger(Aggregator):
-    reporttype = "Number"
-    updatetype = "Ledger"
-    requesttypes = "Ledger",
-
-    def __init__(self):
-        self.state = self.restoreData({"total": 0, "reports": 0})
-        self.told = None
-
-    def processReport(self, msg):
-        self.state["total"] += int(msg.data)
-        self.state["reports"] += 1
-        self.saveData(self.state)
-
-    def processREQUEST(self, msg):
-        return self.state
-
-    def getUpdateMessage(self):
-        if self.told == self.state:
-            return None
-        self.told = dict(self.state)
-        return self.told
-
+MODULE = f"""{LEDGER}
 
 class Sum(Aggregator):
     requesttypes = "Sum",

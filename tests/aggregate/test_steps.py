@@ -3,13 +3,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from aggregate.house import House, files_report, report
+import steps
+from aggregate.house import LEDGER, House, files_report, report
 from conftest import ROOT
 from infocluster.aggregate import wire
 
@@ -18,51 +17,22 @@ aggregators = ["Ledger", "FileProcessor"]
 module_dirs = ["modules"]
 directory = "world/nodes"
 """
-MODULE = """
-class Ledger(Aggregator):
-    reporttype = "Number"
-    requesttypes = "Ledger",
-    updatetype = "Ledger"
-
-    def __init__(self):
-        self.state = self.restoreData({"total": 0, "reports": 0})
-        self.told = None
-
-    def processReport(self, msg):
-        self.state["total"] += int(msg.data)
-        self.state["reports"] += 1
-        self.saveData(self.state)
-
-    def processREQUEST(self, msg):
-        return self.state
-
-    def getUpdateMessage(self):
-        if self.told == self.state:
-            return None
-        self.told = dict(self.state)
-        return self.told
-"""
 NUMBERS = range(1, 6)
 
 
 def once(site: House, n: int) -> int:
     """Run the controller, killed before its step n, and return how many steps it took (n = -1), or -9."""
-    read, write = os.pipe()
     environment = {"PATH": os.defpath, "INFOCLUSTER_CONF": str(site.root / "etc/infocluster.toml")}
-    command = [sys.executable, ROOT / "tests/killer.py", str(n), str(write), ROOT / "batch/controller", "-once"]
-    done = subprocess.run(command, env=environment, capture_output=True, pass_fds=[write], timeout=60, check=False)
-    os.close(write)
-    with open(read, "rb") as said:
-        words = said.read().split()
+    done, ended = steps.run(n, [str(ROOT / "batch/controller"), "-once"], environment)
     assert done.returncode in (0, -9) and (n >= 0 or not done.stderr), done.stderr
-    return int(words[0]) if words else done.returncode
+    return ended
 
 
 def play(root: Path, n: int) -> int:
     """Hand in reports, have the controller killed once, let it run, and look at what came of them."""
     root.mkdir()
     site = House(root, CONF)
-    site.module(MODULE)
+    site.module(LEDGER)
     (root / "var/www/world").mkdir(parents=True)
     for number in NUMBERS:
         message = report("Number", str(number).encode(), f"m{number}", period="60")
@@ -92,7 +62,7 @@ def play(root: Path, n: int) -> int:
 
 @pytest.mark.slow
 def test_kill_at_each_step_loses_no_report_and_counts_none_twice(tmp_path: Path) -> None:
-    steps = play(tmp_path / "whole", -1)
-    assert steps > 20
-    for n in range(steps):
+    count = play(tmp_path / "whole", -1)
+    assert count > 20
+    for n in range(count):
         assert play(tmp_path / str(n), n) == -9, n

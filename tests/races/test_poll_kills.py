@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 before each durable step of a poll and a round: never released early or started twice, always ended."""
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import steps
 from conftest import ROOT, Site
 from infocluster.locks import lockfile
 from infocluster.poll import agent, state
@@ -26,19 +24,13 @@ ENDS = {"released", "failed"}
 
 def run(site: Site, n: int, *program: str) -> int:
     """Run a program, killed before its step n, and return how many steps it took (n = -1), or -9."""
-    read, write = os.pipe()
     environment = site.environment(
         SERVER_GATHER=str(site.gather()), REQUEST_METHOD="GET", QUERY_STRING=f"mass=cf&targetTime={NOW}"
     )
-    killer = str(ROOT / "tests/killer.py")
-    command = [sys.executable, killer, str(n), str(write), *program]
-    done = subprocess.run(command, env=environment, capture_output=True, pass_fds=[write], timeout=60, check=False)
-    os.close(write)
-    with open(read, "rb") as said:
-        words = said.read().split()
+    done, ended = steps.run(n, program, environment)
     assert done.returncode in (0, 1, -9) and b"Traceback" not in done.stderr, done.stderr
     assert (agent.RELEASE.encode() in done.stdout) <= (site.root / "finished").exists()
-    return int(words[0]) if words else done.returncode
+    return ended
 
 
 POLL = str(ROOT / "cgi-bin/poll.cgi")
@@ -83,9 +75,9 @@ def play(site: Site, phase: str, n: int) -> int:
 def test_kill_at_each_step_never_releases_early_never_starts_twice_and_always_ends(
     tmp_path: Path, phase: str
 ) -> None:
-    steps = play(Site(tmp_path / "whole").build(), phase, -1)
-    assert steps > (15 if phase == "start" else 5)
-    for n in range(steps):
+    count = play(Site(tmp_path / "whole").build(), phase, -1)
+    assert count > (15 if phase == "start" else 5)
+    for n in range(count):
         assert play(Site(tmp_path / str(n)).build(), phase, n) == -9, n
 
 
