@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from infocluster import config
-from infocluster.apps import accounts, doctor, installation
+from infocluster.apps import accounts, checks, checks_host, doctor, installation
 
 ROOT = Path(__file__).resolve().parents[2]
 # One installation is hurt and mended in turn.
@@ -57,7 +57,9 @@ class Patient:
             f'[site]\nproduction_dir = "{self.production}"\nstate_dir = "{self.state}"\nserver_user = "{SERVER}"\n'
             f'file_owner = "{OWNER}"\ndevelopment_dirs = ["{self.top}/dev"]\n'
             f'[gather]\ngather_dir = "{self.top}/gather"\n'
-            f'[[servers]]\nname = "web1"\ndestination = "{self.top}/copy"\n{more}'
+            f'[aggregate]\nmodule_dirs = ["{self.top}/modules"]\n[poll]\ntoken = "poll"\n'
+            f'[[servers]]\nname = "web1"\ndestination = "{self.top}/copy"\n'
+            f'[[core_filers]]\nname = "cf"\nbackend = "callback"\nsecret = "poll"\nstart = ["/bin/true"]\n{more}'
         )
         config.compile_settings(str(self.conf))
 
@@ -77,16 +79,16 @@ class Patient:
         assert done.returncode == (1 if found else 0), done.stderr
         return [fault for fault in found if fault["check"] != "cron"]
 
-    def found(self, check: str) -> list[doctor.Fault]:
+    def found(self, check: str) -> list[checks.Fault]:
         """Return what one check finds; what a tree's packages are, only its own process can tell."""
         if check == "tree":
-            return [doctor.Fault(one["fault"], one["mend"]) for one in self.faults() if one["check"] == check]
+            return [checks.Fault(one["fault"], one["mend"]) for one in self.faults() if one["check"] == check]
         return list(doctor.CHECKS[check](self.place()))
 
-    def place(self) -> doctor.Place:
+    def place(self) -> checks.Place:
         file = str(self.conf)
         installed = installation.manifest(str(self.tree))
-        return doctor.Place(str(self.tree), file, config.load(file), installed, str(self.gather), True, True)
+        return checks.Place(str(self.tree), file, config.load(file), installed, str(self.gather), True, True)
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +108,18 @@ def healthy() -> Iterator[Patient]:
             (found.production, OWNER, 0o755),
             (found.top / "copy", OWNER, 0o755),
             (found.top / "dev", "root", 0o2775),
+            (found.top / "modules", OWNER, 0o755),
+            (found.tree / "etc/secrets/nodes", "root", 0o750),
         ):
             directory.mkdir(parents=True, exist_ok=True)
             shutil.chown(directory, owner)
             directory.chmod(mode)
-        (found.tree / "etc/secrets/forms").write_text("0123456789abcdef")
-        (found.tree / "etc/secrets/forms").chmod(0o640)
-        shutil.chown(found.tree / "etc/secrets/forms", group=SERVER)
+        for name in ("forms", "poll", "nodes/node1"):
+            secret = found.tree / "etc/secrets" / name
+            secret.write_text("0123456789abcdef")
+            secret.chmod(0o640)
+            for path in (secret, secret.parent):
+                shutil.chown(path, group=SERVER)
         found.configure()
         _copy(found.top, top / "healthy")
         yield found
@@ -150,6 +157,14 @@ def _ahead(patient: Patient) -> None:
     (patient.gather / "survey").mkdir()
     line = json.dumps({"id": "0" * 16, "time": time.time() + 900, "agent": "a"})
     (patient.gather / "survey/2099-01-01.jsonl").write_text(line + "\n")
+
+
+def _module(text: str) -> Callable[[Patient], None]:
+    def write(patient: Patient) -> None:
+        (patient.top / "modules/own.py").write_text(text)
+        shutil.chown(patient.top / "modules/own.py", OWNER)
+
+    return write
 
 
 def _secret(patient: Patient) -> None:
@@ -196,6 +211,49 @@ ILLS: list[tuple[Callable[[Patient], object], str, str, str]] = [
     (lambda p: shutil.rmtree(p.top / "copy"), "destinations", "the destination of web1, is missing", "install -d"),
     (lambda p: shutil.chown(p.top / "copy", "root"), "destinations", "is not for nobody to write", "chown -R nobody"),
     (
+        lambda p: (p.production / "world").chmod(0o775),
+        "production",
+        "is shared with a group, and what is made in it would not be",
+        "chmod g+s",
+    ),
+    (lambda p: (p.tree / "etc/secrets/nodes/node1").chmod(0o644), "secrets", "node1 has mode 0644", "chmod 0640"),
+    (lambda p: (p.tree / "etc/secrets/poll").unlink(), "polling", "poll is missing", "openssl rand"),
+    (
+        lambda p: shutil.chown(p.tree / "etc/secrets/poll", group="root"),
+        "polling",
+        "poll is not for www-data to read",
+        "chgrp www-data",
+    ),
+    (
+        lambda p: p.configure('[[core_filers]]\nname = "other"\nbackend = "marker"\n'),
+        "polling",
+        "cannot use the backend marker for other: core_filers.marker is not set",
+        "set it in",
+    ),
+    (
+        lambda p: p.configure(
+            '[[core_filers]]\nname = "o"\nbackend = "command"\nstart = ["/no"]\nstatus = ["true"]\n'
+        ),
+        "polling",
+        "o: core_filers.start names /no, which is missing",
+        "whole path",
+    ),
+    (lambda p: (p.tree / "etc/secrets/nodes/node1").write_text("short"), "nodes", "a key has 16 bytes", "openssl"),
+    (
+        lambda p: (p.tree / "etc/secrets/nodes/node1").chmod(0o600),
+        "nodes",
+        "node1 is not for www-data to read",
+        "chmod 0640",
+    ),
+    (lambda p: (p.top / "modules").chmod(0o777), "nodes", "others than its owner may write it", "module_dirs"),
+    (_module("class A(:"), "nodes", "own.py:1: cannot load it", "module_dirs"),
+    (
+        lambda p: shutil.chown(p.top / "modules", SERVER),
+        "nodes",
+        "it belongs to another user",
+        "module_dirs",
+    ),
+    (
         lambda p: p.configure('[mail]\ntransport = "sendmail"\nsendmail = "/nowhere/sendmail"\n'),
         "programs",
         "/nowhere/sendmail is missing",
@@ -240,16 +298,18 @@ def test_cron_is_held_against_the_sample(patient: Patient) -> None:
     timetables.mkdir()
     place = patient.place()
     place.timetables = (str(timetables),)
-    missing = [fault.fault for fault in doctor.cron(place)]
+    missing = [fault.fault for fault in checks_host.cron(place)]
     assert f"cron does not run {patient.tree}/batch/survey-nightly" in missing
     assert f"cron does not run {patient.tree}/batch/gather-sweep" in missing
     sample = (patient.tree / "etc/crontab").read_text()
     (timetables / "infocluster").write_text(sample.replace("wwwowner", OWNER))
-    left = [fault.fault for fault in doctor.cron(place)]
+    left = [fault.fault for fault in checks_host.cron(place)]
     # Programs of the timetable that this version does not have yet are told as missing, no more.
     assert all("is missing or no program" in fault for fault in left)
     (timetables / "infocluster").write_text(sample.replace("wwwowner", "root"))
-    assert f"cron runs {patient.tree}/batch/survey-nightly as root" in [fault.fault for fault in doctor.cron(place)]
+    assert f"cron runs {patient.tree}/batch/survey-nightly as root" in [
+        fault.fault for fault in checks_host.cron(place)
+    ]
 
 
 def test_crontab_is_read_as_cron_reads_it() -> None:
@@ -257,10 +317,10 @@ def test_crontab_is_read_as_cron_reads_it() -> None:
         "# all\nMAILTO=www-mgmt\nPATH = /bin\n\n0 4 * * *  owner  /opt/x/batch/wwwpush -all\n"
         "@daily other /opt/x/batch/a\n  5 4 * * 1-5\towner\tA=b /opt/x/b\n"
     )
-    found = list(doctor.cron_entries(text, None))
+    found = list(checks_host.cron_entries(text, None))
     assert ("owner", "/opt/x/batch/wwwpush -all") in found and ("other", "/opt/x/batch/a") in found
     assert len(found) == 3
-    assert list(doctor.cron_entries("0 4 * * * /opt/x/batch/a -b\n", "me")) == [("me", "/opt/x/batch/a -b")]
+    assert list(checks_host.cron_entries("0 4 * * * /opt/x/batch/a -b\n", "me")) == [("me", "/opt/x/batch/a -b")]
 
 
 def test_file_system_is_that_of_the_longest_mount(tmp_path: Path) -> None:
@@ -270,9 +330,9 @@ def test_file_system_is_that_of_the_longest_mount(tmp_path: Path) -> None:
         "24 23 8:2 / /srv/with\\040blank rw - xfs /dev/sdb rw\n"
     )
     mounts = str(table)
-    assert doctor.file_system("/srv/state", mounts) == "nfs4"
-    assert doctor.file_system("/srv/with blank/state", mounts) == "xfs"
-    assert doctor.file_system("/srvstate", mounts) == "ext4"
+    assert checks_host.file_system("/srv/state", mounts) == "nfs4"
+    assert checks_host.file_system("/srv/with blank/state", mounts) == "xfs"
+    assert checks_host.file_system("/srvstate", mounts) == "ext4"
 
 
 @pytest.mark.parametrize(

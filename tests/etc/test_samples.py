@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from apache import Apache, apache
-from infocluster.apps import doctor
+from infocluster.apps import checks_host
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.xdist_group("samples")
@@ -169,7 +169,7 @@ def test_sudo_reads_the_sample(sample: str) -> None:
 
 def test_timetable_and_sudoers_name_programs_of_the_house() -> None:
     known = set(os.listdir(ROOT / "batch"))
-    entries = list(doctor.cron_entries((ROOT / "etc/crontab").read_text(), None))
+    entries = list(checks_host.cron_entries((ROOT / "etc/crontab").read_text(), None))
     assert len(entries) >= 5
     for entry in entries:
         assert entry.user in {"wwwowner", "www-data", "root"}

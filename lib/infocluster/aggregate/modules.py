@@ -59,10 +59,10 @@ def load(directories: Sequence[str], required: Iterable[str], kind: type[Module]
     faults: list[str] = []
     index: dict[str, list[Found]] = {}
     for directory in directories:
-        for found in _looked(directory, faults):
+        for found in _looked(directory, faults, os.geteuid()):
             index.setdefault(found.name, []).append(found)
     # A site's own class takes the place of a built-in one of its name.
-    for found in [one for one in _looked(BUILTIN_DIR, faults) if one.name not in index]:
+    for found in [one for one in _looked(BUILTIN_DIR, faults, os.geteuid()) if one.name not in index]:
         index.setdefault(found.name, []).append(found)
     usable = _modules(index)
     order: list[Found] = []
@@ -130,10 +130,23 @@ def _visit(
     return states[name]
 
 
-def _looked(directory: str, faults: list[str]) -> list[Found]:
+def faults(directories: Sequence[str], uid: int) -> list[str]:
+    """Return what keeps a user's programs from loading module files, as far as is seen without running them.
+
+    Args:
+        directories: where module files are.
+        uid: whose programs load them.
+    """
+    found: list[str] = []
+    for directory in directories:
+        _looked(directory, found, uid)
+    return found
+
+
+def _looked(directory: str, faults: list[str], uid: int) -> list[Found]:
     result: list[Found] = []
     try:
-        why = "" if directory == BUILTIN_DIR else unsafe(directory)
+        why = "" if directory == BUILTIN_DIR else unsafe(directory, uid)
         if why:
             faults.append(f"cannot load modules from {directory}: {why}")
             return []
@@ -146,7 +159,7 @@ def _looked(directory: str, faults: list[str]) -> list[Found]:
         if not name.endswith(".py") or name[0] in "._":
             continue
         try:
-            why = "" if directory == BUILTIN_DIR else unsafe(path)
+            why = "" if directory == BUILTIN_DIR else unsafe(path, uid)
             if why:
                 faults.append(f"cannot load {path}: {why}")
                 continue
@@ -162,8 +175,8 @@ def _looked(directory: str, faults: list[str]) -> list[Found]:
     return result
 
 
-def unsafe(path: str) -> str:
-    """Return why code below a path is not to be run, "" where there is no reason.
+def unsafe(path: str, uid: int) -> str:
+    """Return why a user is not to run the code below a path, "" where there is no reason.
 
     Raises:
         OSError: it cannot be looked at.
@@ -171,7 +184,7 @@ def unsafe(path: str) -> str:
     status = os.stat(path)
     if stat.S_IMODE(status.st_mode) & 0o022:
         return f"others than its owner may write it; chmod go-w {path}"
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, uid):
         return "it belongs to another user"
     return ""
 
