@@ -9,19 +9,17 @@ least 10 times as many short forms a second as CGI does, fsync on.
 """
 
 import os
-import shutil
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from apache import USER, apache
-from bench import measure, startup
+from apache import USER
+from bench import measure, served, startup
 from infocluster import config
 from infocluster.apps import forms_declared, forms_token
 
@@ -49,7 +47,7 @@ length = 2000
 required = true
 """
 FILE = '[[fields]]\nname = "file"\nlabel = "File"\nkind = "file"\ntypes = ["image/png"]\n'
-FLOOR = "floor: Python -IS, a header, _exit"
+FLOOR = served.FLOOR
 SHORT = "form.cgi, a short form: checked, append, fsync"
 COPY = "raw copy of 1 MB, fsync"
 STARTED = "python-multipart imported, a header, _exit"
@@ -58,12 +56,9 @@ UPLOAD = "form.cgi, an upload of 1 MB, digest, fsync"
 
 def main() -> None:
     tree = Path(sys.argv[1]).resolve()
-    here = Path(__file__).resolve().parent
-    with tempfile.TemporaryDirectory() as top:
-        site = Path(top)
-        site.chmod(0o755)
-        for directory in ("tree", "gather", "programs", "etc/forms", "etc/secrets"):
-            (site / directory).mkdir(parents=True)
+    with served.laid_out("floor.cgi", "copy.cgi") as site:
+        for directory in ("etc/forms", "etc/secrets"):
+            (site / directory).mkdir()
         conf = site / "etc/infocluster.toml"
         conf.write_text("")
         (site / "etc/forms/short.toml").write_text(FORM)
@@ -71,9 +66,7 @@ def main() -> None:
         (site / "etc/secrets/forms").write_bytes(SECRET)
         config.compile_settings(str(conf))
         forms_declared.compile_forms(config.load(str(conf)))
-        for name in ("floor.cgi", "copy.cgi"):
-            shutil.copy(here / name, site / "programs" / name)
-        started = (here / "floor.cgi").read_text().splitlines()
+        started = (site / "programs/floor.cgi").read_text().splitlines()
         added = [
             f"import sys; sys.path.append({str(tree / 'lib/site')!r})",
             "import python_multipart.multipart",
@@ -81,12 +74,7 @@ def main() -> None:
         ]
         (site / "programs/started.cgi").write_text("\n".join([started[0], *added, *started[1:], ""]))
         (site / "programs/started.cgi").chmod(0o755)
-        programs = site / "programs"
-        extra = (
-            f'ScriptAlias /bench/ "{programs}/"\n<Directory "{programs}">\nRequire all granted\n</Directory>\n'
-            f'SetEnv INFOCLUSTER_CONF "{conf}"'
-        )
-        with apache(tree, site / "tree", site / "gather", site / "run", extra) as server:
+        with served.serving(tree, site) as server:
             one_client(server.port)
             cgi = many_clients(lambda: short(server.port))
         wsgi = under_gunicorn(tree, site, conf)
@@ -142,10 +130,7 @@ def one_client(port: int) -> None:
     }
     measure.in_turn(runs, 5)
     times = measure.in_turn(runs, ROUNDS)
-    print(f"one client, {ROUNDS} rounds in turn, to the end of the message; ratio to the floor")
-    print(measure.HEAD)
-    for name, seconds in times.items():
-        print(measure.row(name, seconds, times[FLOOR]))
+    served.print_one_client(times, ROUNDS)
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
     print(f"short form / floor {median[SHORT] / median[FLOOR]:.2f} (at most 1.4)")
     allowed = 2 * median[COPY] + median[STARTED] - median[FLOOR]

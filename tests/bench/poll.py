@@ -7,16 +7,14 @@ The promise: the median of a poll to the end of the message is at most 1.2 times
 what the vendor's sample does, in Python 3 (`sample.cgi`), takes at least 4 times as long.
 """
 
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from apache import USER, apache
-from bench import measure, startup
+from apache import USER
+from bench import measure, served, startup
 from infocluster import config
 from infocluster.poll import state
 from infocluster.poll.state import State
@@ -26,7 +24,7 @@ SECONDS = 4.0
 TURNS = 4
 NAME = "cf-bench"
 NOW = int(time.time())
-FLOOR = "floor: Python -IS, a header, _exit"
+FLOOR = served.FLOOR
 SAMPLE = "the vendor's way: cgi.FieldStorage, a file"
 RUNNING = "poll.cgi, running"
 RELEASED = "poll.cgi, released"
@@ -42,28 +40,18 @@ CONF = f'[[core_filers]]\nname = "{NAME}"\nbackend = "marker"\nmarker = "/nowher
 
 def main() -> None:
     tree = Path(sys.argv[1]).resolve()
-    here = Path(__file__).resolve().parent
-    with tempfile.TemporaryDirectory() as top:
-        site = Path(top)
-        site.chmod(0o755)
-        for directory in ("tree", "gather/poll", "gather/sample", "programs", "etc"):
-            (site / directory).mkdir(parents=True)
+    with served.laid_out("floor.cgi", "sample.cgi") as site:
+        for directory in ("gather/poll", "gather/sample"):
+            (site / directory).mkdir()
         conf = site / "etc/infocluster.toml"
         conf.write_text(CONF)
         config.compile_settings(str(conf))
-        for name in ("floor.cgi", "sample.cgi"):
-            shutil.copy(here / name, site / "programs" / name)
         for target, name in ((NOW, "running"), (NOW + 300, "released")):
             path = Path(state.file(str(site / "gather/poll"), NAME, target))
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(state.content(State(NAME, target, "5f0c2a9be7d14c33", name, float(NOW), float(NOW))))
         subprocess.run(["chown", "-R", USER, str(site / "gather")], check=True)
-        programs = site / "programs"
-        extra = (
-            f'ScriptAlias /bench/ "{programs}/"\n<Directory "{programs}">\nRequire all granted\n</Directory>\n'
-            f'SetEnv INFOCLUSTER_CONF "{conf}"'
-        )
-        with apache(tree, site / "tree", site / "gather", site / "run", extra) as server:
+        with served.serving(tree, site) as server:
             one_client(server.port)
             many_clients(server.port)
 
@@ -72,10 +60,7 @@ def one_client(port: int) -> None:
     runs = {name: (lambda path=path: measure.fetch(port, path)) for name, path in PATHS.items()}
     measure.in_turn(runs, 5)
     times = measure.in_turn(runs, ROUNDS)
-    print(f"one client, {ROUNDS} rounds in turn, to the end of the message; ratio to the floor")
-    print(measure.HEAD)
-    for name, seconds in times.items():
-        print(measure.row(name, seconds, times[FLOOR]))
+    served.print_one_client(times, ROUNDS)
     poll = statistics.median(times[RUNNING])
     print(f"poll / floor {poll / statistics.median(times[FLOOR]):.2f} (at most 1.2)")
     print(f"the vendor's way / poll {statistics.median(times[SAMPLE]) / poll:.2f} (at least 4)")

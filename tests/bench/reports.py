@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 from aggregate.house import House, report
-from apache import USER, apache
-from bench import measure
+from apache import USER
+from bench import measure, served
 from infocluster import config
 from infocluster.aggregate import signing, wire
 
@@ -31,7 +31,7 @@ ROUNDS = 100
 NODES = 50
 GROWTH_MB = 10
 KEY = b"a key of sixteen bytes and more"
-FLOOR = "floor: Python -IS, a header, _exit"
+FLOOR = served.FLOOR
 CONF = '[aggregate]\naggregators = ["Counters"]\n'
 
 
@@ -80,28 +80,19 @@ def throughput() -> None:
 
 
 def latency(tree: Path) -> None:
-    here = Path(__file__).resolve().parent
-    with tempfile.TemporaryDirectory() as top:
-        site = Path(top)
-        site.chmod(0o755)
-        for directory in ("tree/nodes", "gather", "programs", "etc/secrets/nodes"):
+    with served.laid_out("floor.cgi") as site:
+        for directory in ("tree/nodes", "etc/secrets/nodes"):
             (site / directory).mkdir(parents=True)
         conf = site / "etc/infocluster.toml"
         conf.write_text("")
         (site / "etc/secrets/nodes/node1").write_bytes(KEY)
         config.compile_settings(str(conf))
-        shutil.copy(here / "floor.cgi", site / "programs/floor.cgi")
         from infocluster.aggregate import answers
 
         (site / "tree/nodes/updates.json").write_text('{"format": "infocluster updates 1"}')
         (site / "tree/nodes" / answers.answer_name({"type": "FileList"})).write_text('{"files": []}' * 100)
-        programs = site / "programs"
-        extra = (
-            f'ScriptAlias /bench/ "{programs}/"\n<Directory "{programs}">\nRequire all granted\n</Directory>\n'
-            f'SetEnv INFOCLUSTER_CONF "{conf}"'
-        )
         subprocess.run(["chown", "-R", USER, str(site / "gather")], check=True)
-        with apache(tree, site / "tree", site / "gather", site / "run", extra) as server:
+        with served.serving(tree, site) as server:
             runs = {
                 FLOOR: lambda: measure.fetch(server.port, "/bench/floor.cgi"),
                 "request.cgi, published": lambda: measure.fetch(server.port, "/cgi-bin/request.cgi?type=FileList"),
@@ -109,10 +100,7 @@ def latency(tree: Path) -> None:
             }
             measure.in_turn(runs, 5)
             times = measure.in_turn(runs, ROUNDS)
-    print(f"one client, {ROUNDS} rounds in turn, to the end of the message; ratio to the floor")
-    print(measure.HEAD)
-    for name, seconds in times.items():
-        print(measure.row(name, seconds, times[FLOOR]))
+    served.print_one_client(times, ROUNDS)
 
 
 def hand_in(port: int) -> None:

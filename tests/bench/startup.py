@@ -7,22 +7,19 @@ The promise: the median of a hit to the end of the message, fsync on, is at most
 twin (CGI.pm, flock, fsync) takes at least 1.8 times as long as a hit.
 """
 
-import shutil
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
-from apache import apache
-from bench import measure
+from bench import measure, served
 
 ROUNDS = 200
 CLIENTS = 8
 SECONDS = 6.0
 PATHS = {
-    "floor: Python -IS, a header, _exit": "/bench/floor.cgi",
+    served.FLOOR: "/bench/floor.cgi",
     "survey.cgi: flock, append, fsync, page": "/cgi-bin/survey.cgi",
     "Perl twin: CGI.pm, flock, fsync, page": "/bench/twin.cgi",
 }
@@ -30,18 +27,10 @@ PATHS = {
 
 def main() -> None:
     tree = Path(sys.argv[1]).resolve()
-    here = Path(__file__).resolve().parent
-    with tempfile.TemporaryDirectory() as top:
-        site = Path(top)
-        site.chmod(0o755)
-        for directory in ("tree/survey", "gather", "programs"):
-            (site / directory).mkdir(parents=True)
+    with served.laid_out("floor.cgi", "twin.cgi") as site:
+        (site / "tree/survey").mkdir()
         (site / "tree/survey/summary.html").write_bytes(b"<p>summary</p>" * 300)
-        for name in ("floor.cgi", "twin.cgi"):
-            shutil.copy(here / name, site / "programs" / name)
-        programs = site / "programs"
-        extra = f'ScriptAlias /bench/ "{programs}/"\n<Directory "{programs}">\nRequire all granted\n</Directory>'
-        with apache(tree, site / "tree", site / "gather", site / "run", extra) as server:
+        with served.serving(tree, site) as server:
             one_client(server.port)
             many_clients(server.port)
 
@@ -51,10 +40,7 @@ def one_client(port: int) -> None:
     measure.in_turn(runs, 5)
     times = measure.in_turn(runs, ROUNDS)
     floor, hit, twin = times.values()
-    print(f"one client, {ROUNDS} rounds in turn, to the end of the message; ratio to the floor")
-    print(measure.HEAD)
-    for name, seconds in times.items():
-        print(measure.row(name, seconds, floor))
+    served.print_one_client(times, ROUNDS)
     print(f"hit / floor {statistics.median(hit) / statistics.median(floor):.2f} (at most 1.25)")
     print(f"Perl twin / hit {statistics.median(twin) / statistics.median(hit):.2f} (at least 1.8)")
 
