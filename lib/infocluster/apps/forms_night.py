@@ -477,15 +477,17 @@ def _take_back_letters(run: Run, book: Book, keys: set[str]) -> None:
 def _remaining(settings: Settings, form: Form, gone: list[Answer]) -> list[str]:
     """Return a line for each file on a server that still holds what was erased."""
     gather, app = settings["gather"], forms.app_of(form["name"])
+    copy = "; the copy here goes a day later" if gather["pull_from"] else ""
     lines = []
     for server, segment in sorted({(answer.server, answer.segment) for answer in gone}):
         path = f"{gather['gather_dir']}/{server}/{gather['host']}/{app}/{segment}"
         if os.path.exists(path):
             days = gather["keep_days"]
-            lines.append(f"{server}: {app}/{segment} holds it until gather-sweep drops it, {days} days after its day")
+            when = f"until gather-sweep drops it, {days} days after its day{copy}"
+            lines.append(f"{server}: {app}/{segment} holds it {when}")
     for answer in gone:
         for told in forms_book.sent_files(answer.record):
             path = f"{gather['gather_dir']}/{answer.server}/{gather['host']}/{app}.files/{told['file']}"
             if os.path.exists(path):
-                lines.append(f"{answer.server}: {app}.files/{told['file']} stays until gather-sweep drops it")
+                lines.append(f"{answer.server}: {app}.files/{told['file']} stays until gather-sweep drops it{copy}")
     return lines
