@@ -39,6 +39,7 @@ def main() -> None:
     tree = Path(sys.argv[1]).resolve()
     throughput()
     latency(tree)
+    live(tree)
     memory()
 
 
@@ -100,6 +101,40 @@ def latency(tree: Path) -> None:
             }
             measure.in_turn(runs, 5)
             times = measure.in_turn(runs, ROUNDS)
+    served.print_one_client(times, ROUNDS)
+
+
+def live(tree: Path) -> None:
+    """Measure what an answer of the controller itself takes, by its socket."""
+    with served.laid_out("floor.cgi") as site:
+        for directory in ("www/world", "dev", "state"):
+            (site / directory).mkdir(parents=True)
+        conf = site / "etc/infocluster.toml"
+        conf.write_text(
+            f'[site]\nproduction_dir = "{site}/www"\ndevelopment_dirs = ["{site}/dev"]\nstate_dir = "{site}/state"\n'
+            f'[gather]\ngather_dir = "{site}/gather"\n[aggregate]\nsocket = "{site}/socket"\n'
+        )
+        config.compile_settings(str(conf))
+        environment = {"PATH": os.defpath, "INFOCLUSTER_CONF": str(conf)}
+        command = [str(tree / "batch/controller"), "-serve"]
+        with (
+            subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as controller,
+            served.serving(tree, site) as server,
+        ):
+            try:
+                while not (site / "socket").exists():
+                    assert controller.poll() is None
+                    time.sleep(0.05)
+                (site / "socket").chmod(0o666)
+                address = "/cgi-bin/request.cgi?type=FileList"
+                runs = {
+                    FLOOR: lambda: measure.fetch(server.port, "/bench/floor.cgi"),
+                    "request.cgi, live": lambda: measure.fetch(server.port, address),
+                }
+                measure.in_turn(runs, 5)
+                times = measure.in_turn(runs, ROUNDS)
+            finally:
+                controller.kill()
     served.print_one_client(times, ROUNDS)
 
 
