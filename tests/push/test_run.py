@@ -11,6 +11,7 @@ import pytest
 from infocluster import config, files, trees
 from infocluster.cron import progress
 from infocluster.errors import ConfigError, RefusedError, UnavailableError, UsageError
+from infocluster.locks import pathlocks
 from infocluster.push import record, run, transport
 from infocluster.push.order import Order
 from infocluster.push.plan import Request
@@ -23,11 +24,11 @@ class Push:
     def __init__(self, site, *paths, **request):
         self.said, self.faults, self.finished = [], [], []
         conf = config.load(str(site.conf_file))
-        kind = request.pop("kind", "web")
+        kind, finish = request.pop("kind", "web"), request.pop("finish", self.finished.append)
         self.record = run.push(
             Request("wwwpush", kind, paths, **request),
             conf,
-            self.finished.append,
+            finish,
             self.said.append,
             self.faults.append,
             progress.bar,
@@ -131,9 +132,11 @@ def test_path_through_a_link_is_refused(site):
     write(site, "world/a/page")
     (site.production / "world/link").symlink_to("a")
     (site.production / "tree").symlink_to("world")
-    for path in ("world/link/page", "tree/a"):
-        with pytest.raises(RefusedError, match="is a symbolic link"):
-            Push(site, path)
+    # Before any lock: nobody waits for what is refused.
+    with pathlocks.hold([pathlocks.ALL], directory=f"{site.state}/pathlocks"):
+        for path in ("world/link/page", "tree/a"):
+            with pytest.raises(RefusedError, match="is a symbolic link"):
+                Push(site, path)
     with pytest.raises(RefusedError, match="not finished"):
         Push(site, "world/" + files.temporary_name("page"))
 
@@ -157,10 +160,32 @@ def test_tree_that_is_missing_or_empty_never_empties_the_servers(site):
     write(site, "new/page")
     push = Push(site, everything=True)
     assert len(push.faults) == 1
-    assert push.faults[0].startswith("cannot push world: it is empty here")
+    assert push.faults[0].startswith("cannot push world: the tree 'world' is empty here")
     assert "world/page" in held(site, "web1")
     Push(site, "world", everything=True)
     assert held(site, "web1") == {"world", "uw", "uw/page", "new", "new/page"}
+
+
+def test_tree_that_is_a_link_never_replaces_the_servers_tree(site):
+    write(site, "world/page")
+    write(site, "uw/page")
+    Push(site, everything=True)
+    away = site.root / "away"
+
+    def move(_paths=()):
+        (site.production / "world").rename(away)
+        (site.production / "world").symlink_to(away)
+
+    with pytest.raises(RefusedError, match="'world' is a symbolic link"):
+        Push(site, "world", everything=True, finish=move)  # while it waited for the locks
+    for paths in (("world",), ("world/page",), ("uw", "world")):
+        with pytest.raises(RefusedError, match="'world' is a symbolic link"):
+            Push(site, *paths, everything=True)
+    assert Push(site, everything=True).faults == [
+        "cannot push world: a tree is a directory, and 'world' is a symbolic link"
+    ]
+    assert not (site.delivered("web1") / "world").is_symlink()
+    assert held(site, "web1") == {"world", "world/page", "uw", "uw/page"}
 
 
 def test_everything_is_every_directory_of_the_production_tree(site):
@@ -170,7 +195,7 @@ def test_everything_is_every_directory_of_the_production_tree(site):
     write(site, "loose")
     (site.production / "link").symlink_to("world")
     push = Push(site, everything=True)
-    assert push.faults == ["cannot push link: a tree is a directory, and this is a symbolic link"]
+    assert push.faults == ["cannot push link: a tree is a directory, and 'link' is a symbolic link"]
     assert held(site, "web1") == {"world", "world/a", "uw", "uw/a"}
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a push is asked for, and whether it may be: paths in their one form, none below another.
 
-A path is refused that is none, that leads nowhere, or that names a whole tree without being asked for everything: an
-empty mount point or a slip of the finger must not empty the servers.
+A path is refused that is none, that leads nowhere or through a link, or that names a whole tree without being asked
+for everything: an empty mount point or a slip of the finger must not empty the servers.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from infocluster import files, names, trees
@@ -55,29 +56,43 @@ def checked(request: Request, production_dir: str, told: Say) -> list[str]:
 
     Raises:
         UsageError: no path, one that is none, or a whole tree without being asked for everything.
-        RefusedError: its tree is not there, or is empty.
+        RefusedError: a path leads through a symbolic link, or its tree is one, is not there, or is empty.
         UnavailableError: the production tree cannot be read, or has no tree with anything in it.
     """
     paths = [names.tree_path(path) for path in request.paths]
     for path in paths:
-        tree = path.partition("/")[0]
-        if path == tree and not request.everything:
+        if "/" not in path and not request.everything:
             raise UsageError(f"cannot push {names.printable(path)}: it is a whole tree; give -all to push it so")
-        is_there, has_content = _tree(production_dir, tree)
-        if not is_there:
-            raise RefusedError(
-                f"cannot push {names.printable(path)}: {production_dir} has no tree {names.shown(tree)}"
-            )
-        # An empty mount point would empty the servers.
-        if path != tree and not has_content:
-            raise RefusedError(f"cannot push {names.printable(path)}: the tree {names.shown(tree)} is empty here")
     if request.everything and not paths:
         paths = list(_trees(production_dir, told))
         if not paths:
             raise UnavailableError(f"cannot push: {production_dir} has no tree with anything in it")
     if not paths:
         raise UsageError("cannot push: expected a path such as world/sample, or -all")
+    check(paths, request, production_dir)
     return trees.outermost(paths)
+
+
+def check(paths: Sequence[str], request: Request, production_dir: str) -> None:
+    """Make sure that paths can be pushed as things are now: their trees stand, and no link is on the way to them.
+
+    Args:
+        paths: the paths of the request in their one form, or all trees where it names none.
+        request: what is asked for; an empty tree that it names is emptied on the servers, no other.
+        production_dir: the production tree.
+
+    Raises:
+        RefusedError: a path leads through a symbolic link, or its tree is one, is not there, or is empty.
+        UnavailableError: the production tree cannot be read.
+    """
+    named = {names.tree_path(path) for path in request.paths}
+    for path in paths:
+        tree = path.partition("/")[0]
+        if why := obstacle(production_dir, tree, tree in named):
+            raise RefusedError(f"cannot push {names.printable(path)}: {why}")
+        # What is gone or cannot be read on the way is told by whoever reads the paths.
+        with suppress(OSError):
+            os.close(trees.open_directory(production_dir, path.rpartition("/")[0]))
 
 
 def _trees(production_dir: str, told: Say) -> Iterator[str]:
@@ -90,31 +105,41 @@ def _trees(production_dir: str, told: Say) -> Iterator[str]:
         if name.startswith(".") or name == "lost+found" or not os.path.isdir(f"{production_dir}/{name}"):
             continue
         shown = names.printable(name)
-        if os.path.islink(f"{production_dir}/{name}"):
-            told(f"cannot push {shown}: a tree is a directory, and this is a symbolic link")
-            continue
         try:
             names.tree_path(name)
-            has_content = _tree(production_dir, name)[1]
+            why = obstacle(production_dir, name)
         except (UsageError, UnavailableError) as error:
             told(str(error))
             continue
-        if has_content:
-            yield name
+        if why:
+            told(f"cannot push {shown}: {why}")
         else:
-            told(f"cannot push {shown}: it is empty here; to empty it on the servers, name it beside -all")
+            yield name
 
 
-def _tree(production_dir: str, tree: str) -> tuple[bool, bool]:
-    """Tell whether a tree is there, and whether it has anything in it; a link passes, to be refused later."""
-    path = f"{production_dir}/{tree}"
+def obstacle(production_dir: str, tree: str, may_be_empty: bool = False) -> str | None:
+    """Return why a tree cannot be pushed, or None.
+
+    Args:
+        production_dir: the production tree.
+        tree: its name.
+        may_be_empty: whether it is pushed though it is empty; mostly that is a file system that is not mounted.
+
+    Raises:
+        UnavailableError: it cannot be read.
+    """
+    path, shown = f"{production_dir}/{tree}", names.shown(tree)
+    if os.path.islink(path):
+        return f"a tree is a directory, and {shown} is a symbolic link"
     try:
         with os.scandir(path) as listed:
-            return True, any(not files.is_temporary(item.name) for item in listed)
+            if may_be_empty or any(not files.is_temporary(item.name) for item in listed):
+                return None
     except (FileNotFoundError, NotADirectoryError):
-        return os.path.islink(path), os.path.islink(path)
+        return f"{production_dir} has no tree {shown}"
     except OSError as error:
         raise UnavailableError(f"cannot read {names.printable(path)}: {reason(error)}") from error
+    return f"the tree {shown} is empty here; to empty it on the servers, name it beside -all"
 
 
 def common(some: Sequence[str], others: Sequence[str]) -> list[str]:

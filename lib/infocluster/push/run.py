@@ -69,7 +69,7 @@ def push(
 
     Raises:
         UsageError: no path, one that is none, or a whole tree without being asked for everything.
-        RefusedError: a path leads through a symbolic link, or its tree is not there or empty.
+        RefusedError: a path leads through a symbolic link, or its tree is one, is not there, or is empty.
         ConfigError: no server of this kind, one whose destination is the production tree, a skeleton that cannot be
             read.
         UnavailableError: the locks were not free in time; the production tree cannot be read.
@@ -94,6 +94,8 @@ def push(
         held_from = time.time()
         if not request.show:
             finish(paths)
+        # Again: they may have been waited for.
+        plan.check(paths, request, production_dir)
         kinds = list(_kinds(targets, skeletons, paths, conf, say, told))
         jobs = [job for kind in kinds for job in _jobs(kind, request, lacking, conf, told)]
         with _slot(request, conf, say), progress("pushing", len(jobs), "servers") as advance:
