@@ -32,6 +32,12 @@ class Net:
             self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             order.stopped.wait(0.01)
+            if server.name.startswith("broke"):
+                # Each try puts one more thing in place, and says so, before the connection breaks.
+                yield from (trees.Action("install", f"world/{number}", False, 1) for number in {1, seen})
+                if seen < 3:
+                    raise UnreachableError("the connection broke")
+                return
             if server.name.startswith("down") or (server.name.startswith("late") and seen < 3):
                 raise UnreachableError("cannot reach it: connection refused")
             if server.name.startswith("full"):
@@ -75,6 +81,12 @@ def test_only_what_was_not_reached_is_tried_again_and_later_each_time(net: Net, 
     assert times[1] - times[0] >= 0.05
     assert times[2] - times[1] >= 0.1
     assert sum(name == "full1" for name, _ in net.calls) == 1
+
+
+def test_what_was_done_before_a_connection_broke_is_told(net: Net, tmp_path: Path) -> None:
+    (outcome,) = fan.out(jobs(tmp_path, "broke1"), settings())
+    assert outcome.faults == []
+    assert [action.path for action in outcome.changes] == ["world/1", "world/2", "world/3"]
 
 
 def test_no_try_goes_beyond_the_time_limit(net: Net, tmp_path: Path) -> None:

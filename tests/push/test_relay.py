@@ -129,6 +129,7 @@ def test_share_that_is_not_in_order_is_refused(tree, change, error):
 
 def test_outcome_arrives_as_it_was_told_and_in_no_other_form():
     told = Outcome("web1", [trees.Action("install", "world/\udcff", False, 5)], ["a fault"], 0.5, True)
+    told.begun.append(trees.Action("update", "world/b", True, 0))
     message = handover.read(handover.written(handover.outcome_told(told)))
     assert handover.outcome_told(handover.outcome_read(message)) == handover.outcome_told(told)
     for name, wrong in [
@@ -136,6 +137,7 @@ def test_outcome_arrives_as_it_was_told_and_in_no_other_form():
         ("changes", [["fail", "world/a", False, 5]]),
         ("changes", [["install", 7, False, 5]]),
         ("changes", [["install", "world/a"]]),
+        ("begun", [["install", "world/a", 0, 5]]),
         ("faults", "a fault"),
         ("faults", []),  # unreachable, and nothing to show for it
         ("was_unreachable", 1),

@@ -18,7 +18,7 @@ import pytest
 import sshd
 from infocluster import trees
 from infocluster.errors import InfoclusterError, UnavailableError
-from infocluster.push import archives, parcel, rsync, transport
+from infocluster.push import archives, fan, parcel, rsync, transport
 from infocluster.push.order import Order, UnreachableError
 from infocluster.push.servers import Server
 from infocluster.push.skeleton import LeftOut
@@ -126,6 +126,16 @@ def wrap(cluster, name, script):
     file = cluster.root / "bin" / name
     file.write_text("#!/bin/sh\n" + script)
     file.chmod(0o755)
+
+
+def breaking(site, program):
+    """Return a script that runs a program of the server's until it has read much, then the connection breaks."""
+    limit = (
+        "import os\nleft = 300000\nwhile left > 0 and (part := os.read(0, left)):\n"
+        "    os.write(1, part)\n    left -= len(part)\n"
+    )
+    (site.root / "limit.py").write_text(limit)
+    return f'{sys.executable} {site.root}/limit.py | {program} "$@"; kill -9 $PPID'
 
 
 def told(actions):
@@ -491,12 +501,7 @@ def test_connection_that_breaks_in_the_middle_is_worth_another_try(site, cluster
         site.write(f"world/{number:02}", os.urandom(20_000).hex())
         site.write(f"world/{number:02}", "old", where=site.copy)
     site.write("world/gone", where=site.copy)
-    limit = (
-        "import os\nleft = 300000\nwhile left > 0 and (part := os.read(0, left)):\n"
-        "    os.write(1, part)\n    left -= len(part)\n"
-    )
-    (site.root / "limit.py").write_text(limit)
-    wrap(cluster, "rsync", f'{sys.executable} {site.root}/limit.py | {sshd.RSYNC} "$@"; kill -9 $PPID')
+    wrap(cluster, "rsync", breaking(site, sshd.RSYNC))
     with pytest.raises(UnreachableError):
         site.push("world")
     # What is there is old or new, never half, and nothing went.
@@ -507,6 +512,24 @@ def test_connection_that_breaks_in_the_middle_is_worth_another_try(site, cluster
     (cluster.root / "bin/rsync").unlink()
     site.push("world")
     assert state(site.copy) == state(site.source)
+
+
+@over_ssh
+def test_all_that_was_done_is_told_when_a_later_try_did_the_rest(site, cluster):
+    for number in range(40):
+        site.write(f"world/{number:02}", os.urandom(20_000).hex())
+    site.write("world/old", where=site.copy)
+    for name in ("rsync", "tar"):
+        real = str(shutil.which(name))
+        once = f'test -e {site.root}/broke && exec {real} "$@"\ntouch {site.root}/broke\n'
+        wrap(cluster, name, once + breaking(site, real))
+    job = fan.Job(site.server, site.listing("world"), ["world"])
+    settings = cluster.settings(parallel=1, server_timeout_s=20.0, retries=1, retry_pause_s=0)
+    (outcome,) = fan.out([job], settings)
+    assert (site.root / "broke").exists()
+    assert outcome.faults == []
+    expected = [("install", f"world/{number:02}") for number in range(40)] + [("remove", "world/old")]
+    assert sorted(told(outcome.changes)) == expected
 
 
 @over_ssh

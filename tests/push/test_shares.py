@@ -34,7 +34,7 @@ exec sh -c "$*"
 """
 
 HELLO = f'{{"format": "infocluster relay 1", "version": "{__version__}"}}'
-TOLD = '{"server": "%s", "changes": [], "faults": [], "duration_s": 0.1, "was_unreachable": false}'
+TOLD = '{"server": "%s", "changes": [], "begun": [], "faults": [], "duration_s": 0.1, "was_unreachable": false}'
 
 
 class Hosts:
@@ -150,8 +150,12 @@ def test_what_a_push_host_told_of_before_it_died_is_done(hosts):
         f"echo '{HELLO}'\nread -r work\necho '{{\"locked\": true}}'\nread -r go\n",
         f"cp -pR {hosts.site.production}/. {hosts.site.delivered('web3')}\necho '{TOLD % 'web3'}'\nexit 1\n",
     )
-    hosts.check(hosts.push())
+    outcomes = hosts.push()
+    hosts.check(outcomes)
     assert hosts.faults[0].endswith("will serve web[1,5]")
+    # Nobody knows what it had done to the others.
+    begun = {outcome.server: [action.path for action in outcome.begun] for outcome in outcomes if outcome.begun}
+    assert begun == {"web1": ["world/a"], "web5": ["world/a"]}
     assert hosts.went("push2") == set(SERVERS) - {"web3"}
 
 

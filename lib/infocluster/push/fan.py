@@ -2,7 +2,8 @@
 """Fan out: many servers at once, each by itself, those that were not reached tried again.
 
 A server that cannot be reached, hangs or fails costs the others nothing but its place among those that are served at
-once; it is tried again after a pause that doubles each time, within its time limit.
+once; it is tried again after a pause that doubles each time, within its time limit. Its outcome is that of the last
+try, with what was done in all of them.
 """
 
 import threading
@@ -96,13 +97,21 @@ def _serve(job: Job, common: Order) -> Outcome:
     began = time.monotonic()
     order = common._replace(paths=job.paths, end=began + push["server_timeout_s"])
     pause_s = push["retry_pause_s"]
+    changes: list[trees.Action] = []
+    begun: list[trees.Action] = []
     for tried in range(push["retries"] + 1):
         outcome = transport.send(job.server, job.listing, order)
+        changes += outcome.changes
+        begun += outcome.begun
         last = tried == push["retries"] or time.monotonic() + pause_s >= order.end
         if not outcome.was_unreachable or last or order.stopped.wait(pause_s):
             break
         pause_s *= 2
     if outcome.was_unreachable and tried:
         outcome.faults.append(f"tried {tried + 1} times")
+    if tried:
+        # What was begun is in place by now, or is not known to be.
+        outcome.changes = list(dict.fromkeys(changes if outcome.faults else [*begun, *changes]))
+        outcome.begun = begun if outcome.faults else []
     outcome.duration_s = time.monotonic() - began
     return outcome

@@ -6,8 +6,8 @@ Shape: one JSON object a line, each way. From the relay, in this order::
     {"format": "infocluster relay 1", "version": "0.1.0"}
     {"say": "waiting for ..."}
     {"locked": true}
-    {"server": "web1", "changes": [["install", "world/a.html", false, 8211]], "faults": [], "duration_s": 0.31,
-     "was_unreachable": false}
+    {"server": "web1", "changes": [["install", "world/a.html", false, 8211]], "begun": [], "faults": [],
+     "duration_s": 0.31, "was_unreachable": false}
     {"done": 1}
 
     or at any place ``{"error": "cannot ..."}`` as the last line. From the master::
@@ -154,11 +154,16 @@ def outcome_told(outcome: Outcome) -> Message:
     """Return the message that tells how it went on one server."""
     return {
         "server": outcome.server,
-        "changes": [[each.verb, each.path, each.is_directory, each.size] for each in outcome.changes],
+        "changes": _actions_told(outcome.changes),
+        "begun": _actions_told(outcome.begun),
         "faults": outcome.faults,
         "duration_s": outcome.duration_s,
         "was_unreachable": outcome.was_unreachable,
     }
+
+
+def _actions_told(actions: Iterable[trees.Action]) -> list[list[Any]]:
+    return [[each.verb, each.path, each.is_directory, each.size] for each in actions]
 
 
 def outcome_read(message: Message) -> Outcome:
@@ -168,23 +173,28 @@ def outcome_read(message: Message) -> Outcome:
         BadInputError: it is not in its form.
     """
     try:
-        server, changes, faults, duration_s, was_unreachable = _values(
-            message, "server", "changes", "faults", "duration_s", "was_unreachable"
+        server, *told, faults, duration_s, was_unreachable = _values(
+            message, "server", "changes", "begun", "faults", "duration_s", "was_unreachable"
         )
-        actions = [trees.Action(verb, path, is_directory, size) for verb, path, is_directory, size in changes]
+        changes, begun = (
+            [trees.Action(verb, path, is_directory, size) for verb, path, is_directory, size in each] for each in told
+        )
         fits = (
             isinstance(server, str)
             and isinstance(faults, list)
             and all(isinstance(fault, str) for fault in faults)
-            and all(action.verb in ("install", "update", "remove") for action in actions)
-            and all(isinstance(action.path, str) and isinstance(action.is_directory, bool) for action in actions)
-            and all(isinstance(action.size, int) for action in actions)
+            and all(action.verb in ("install", "update", "remove") for action in changes + begun)
+            and all(isinstance(action.path, str) for action in changes + begun)
+            and all(isinstance(action.is_directory, bool) for action in changes + begun)
+            and all(isinstance(action.size, int) for action in changes + begun)
             and isinstance(was_unreachable, bool)
             and (bool(faults) or not was_unreachable)
         )
         if not fits:
             raise ValueError("a value is of another type")
-        return Outcome(server, actions, faults, float(duration_s), was_unreachable)
+        outcome = Outcome(server, changes, faults, float(duration_s), was_unreachable)
+        outcome.begun = begun
+        return outcome
     except (TypeError, ValueError) as error:
         raise BadInputError(f"what is told of a server is not in its form: {printable(str(error))}") from error
 

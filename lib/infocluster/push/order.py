@@ -35,14 +35,19 @@ class Order(NamedTuple):
     keep: bool = False
 
 
+# The reason of an action that was begun, and not told to be done.
+BEGUN = "begun"
+
+
 class Outcome:
     """How it went on one server.
 
     ``changes`` has what was installed, updated and removed, in that order of events; ``faults`` a line for each
-    thing that went wrong; ``was_unreachable`` tells that nothing but the connection was at fault.
+    thing that went wrong; ``was_unreachable`` tells that nothing but the connection was at fault. ``begun`` has what
+    may have been done besides: it was being done when the connection broke, or whoever did it was lost.
     """
 
-    __slots__ = ("changes", "duration_s", "faults", "server", "was_unreachable")
+    __slots__ = ("begun", "changes", "duration_s", "faults", "server", "was_unreachable")
 
     def __init__(
         self,
@@ -54,6 +59,7 @@ class Outcome:
     ) -> None:
         self.server = server
         self.changes = changes or []
+        self.begun: list[trees.Action] = []
         self.faults = faults or []
         self.duration_s = duration_s
         self.was_unreachable = was_unreachable

@@ -32,7 +32,7 @@ from infocluster.errors import RefusedError, UnavailableError
 from infocluster.names import printable
 from infocluster.processes import Outcome
 from infocluster.push import archives, comparison, ssh
-from infocluster.push.order import Order, UnreachableError
+from infocluster.push.order import BEGUN, Order, UnreachableError
 from infocluster.push.servers import Server
 from infocluster.trees import Action, Directory, Listing, above, join
 
@@ -200,7 +200,13 @@ class Push:
         """Do it all, knowing or finding out what the server lacks, and yield what was done."""
         if found is None and self.server.transport == "ssh" and self.whole and self.listing.count >= LARGE_COUNT:
             found = self.compared()
-        return self.put_named() if found is None else self.put_difference(found)
+        report = Report()
+        try:
+            yield from self.put_named(report) if found is None else self.put_difference(report, found)
+        except UnavailableError:
+            begun = [*report.put.values(), *report.removed.values()] if found is None else found.put + found.removals
+            yield from (action._replace(reason=BEGUN) for action in begun if not self.order.show)
+            raise
 
     def compared(self) -> comparison.Difference | None:
         """Ask the server what it lacks; None where it cannot tell.
@@ -214,12 +220,11 @@ class Push:
             raise comparison.no_destination(self.server)
         return comparison.difference(self.listing, answer.output)
 
-    def put_difference(self, found: comparison.Difference) -> Iterator[Action]:
+    def put_difference(self, report: Report, found: comparison.Difference) -> Iterator[Action]:
         """Put in place and remove what is known to differ."""
         if self.order.show:
             yield from found.actions()
             return
-        report = Report()
         left = found.put
         begun: list[Action] = []
         if self.server.transport == "ssh" and len(left) >= archives.MANY:
@@ -253,9 +258,8 @@ class Push:
         yield from report.actions()
         yield from found.kept
 
-    def put_named(self) -> Iterator[Action]:
+    def put_named(self, report: Report) -> Iterator[Action]:
         """Put in place and remove what rsync finds to differ."""
-        report = Report()
         if self.named:
             if not self.whole:
                 self.put(report, self.named, ["--dirs"])

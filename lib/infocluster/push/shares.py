@@ -4,11 +4,13 @@
 1. The servers are dealt out evenly. Each push host's relay is started over ssh (see `relay` for its side).
 2. The relay gets its share, and takes the path locks of its host. Then that host's production tree is updated, like a
    server's, and the relay is told to go.
-3. What it tells of a server is that server's outcome. Nothing else counts as done.
+3. What it tells of a server is that server's outcome. Nothing else counts as done. Of a server that a push
+   host was told to serve and did not tell of, the next outcome says that more may have been done (`Outcome.begun`).
 4. What a push host did not tell of when it failed, died or fell silent goes in even parts to the push hosts that are
    left, and is pushed from here when none is. So does the share of one that reaches none of its servers.
 
-RACE: an outcome is told and lost on the way. The server is served again by another and has it all: nothing to do.
+RACE: an outcome is told and lost on the way. The server is served again by another and has it all: nothing to do
+    but what its skeleton asks for, see above.
 RACE: a push host is lost while it may still be at work: see `relay` for the lease that ends it before others begin.
 
 Source: ssh(1), EXIT STATUS.
@@ -107,6 +109,9 @@ def fan_out(
         work.stop()
         for thread in threads:
             thread.join()
+    for job in far:
+        if job.server.name in work.begun:
+            work.outcomes[job.server.name].begun += [trees.Action("update", path) for path in job.paths]
     return [work.outcomes[job.server.name] for job in jobs]
 
 
@@ -137,6 +142,7 @@ class _Work:
         self.lease_s = max(handover.LEASE_LEAST_S, float(settings["push"]["connect_timeout_s"]))
         self.stopped = threading.Event()
         self.outcomes: dict[str, Outcome] = {}
+        self.begun: set[str] = set()
         self._change = threading.Condition(threading.RLock())
         self._shares: dict[str, list[Job]] = {}
         self._orphans: deque[Job] = deque()
@@ -238,6 +244,8 @@ class _Session:
         self.beat_s = work.lease_s / 4
         self.heard_at = self.told_at = time.monotonic()
         self.has_work = False
+        # Whom it may have done something to.
+        self.begun: set[str] = set()
 
     def run(self) -> None:
         """Have the share served; `left` loses each server that was told of.
@@ -252,6 +260,7 @@ class _Session:
                 talk.end(self.work.lease_s)
             except BaseException:
                 self._part(talk)
+                self.work.begun.update(self.begun & self.left.keys())
                 raise
 
     def _part(self, talk: processes.Conversation) -> None:
@@ -280,6 +289,7 @@ class _Session:
             self.work.told(f"push host {self.host.name}: {printable(str(message['say']))}")
         self._update(talk)
         self._tell(talk, handover.GO)
+        self.begun = set(self.left)
         # Outcomes of servers that it did not reach, as long as it has reached none.
         held: list[Outcome] = []
         alone = len(self.left) == 1
@@ -289,6 +299,8 @@ class _Session:
             if outcome.server not in self.left or any(outcome.server == other.server for other in held):
                 raise BadInputError(f"it told of {shown(outcome.server)}, which is none that it has to serve")
             held.append(outcome)
+            if not (outcome.changes or outcome.begun):
+                self.begun.discard(outcome.server)
             reached = reached or alone or not outcome.was_unreachable
             while reached and held:
                 self.work.confirmed(self.left[held[0].server], held[0])

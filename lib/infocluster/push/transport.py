@@ -3,8 +3,9 @@
 
 A transport gets a server's settings, the `trees.Listing` of what is pushed and an `Order`. It yields a
 `trees.Action` for each thing that was put in place or removed, or could not be; it raises an InfoclusterError
-when nothing more can be done on that server. It puts all that is new in place before it removes anything, and removes
-below the named paths only. It may be stopped between two actions. `send` runs any of them and keeps their time limit.
+when nothing more can be done on that server, and yields before, with the reason `BEGUN`, what may have been done. It
+puts all that is new in place before it removes anything, and removes below the named paths only. It may be stopped
+between two actions. `send` runs any of them and keeps their time limit.
 
 Source: rsync(1) and rdist(1) for what is expected of a push.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from infocluster import trees
 from infocluster.errors import InfoclusterError, UnavailableError
 from infocluster.names import printable
-from infocluster.push.order import Order, Outcome, UnreachableError
+from infocluster.push.order import BEGUN, Order, Outcome, UnreachableError
 from infocluster.push.servers import Server
 
 
@@ -86,6 +87,9 @@ def send(server: Server, listing: trees.Listing, order: Order) -> Outcome:
             elif action.verb == "keep":
                 # A reason of a skeleton's own kind is no fault.
                 kept += type(action.reason) is str
+            elif action.reason == BEGUN:
+                outcome.begun.append(action._replace(reason=""))
+                continue
             else:
                 outcome.changes.append(action)
             if order.stopped.is_set():
