@@ -37,9 +37,8 @@ class Book:
     def failed(self, names: str, *paths: str, now: float = 1000.0) -> None:
         ledger.failed(self.state, self.named(names.split(), paths), self.servers, self.reports.append, now)
 
-    def has(self, names: str, *paths: str, everything: bool = False, now: float = 1000.0) -> None:
-        complete = self.named(names.split(), paths)
-        ledger.has(self.state, complete, self.servers, self.reports.append, everything, now)
+    def has(self, names: str, *paths: str, now: float = 1000.0) -> None:
+        ledger.has(self.state, self.named(names.split(), paths), self.servers, self.reports.append, now)
 
     def lacking(self) -> dict[str, list[str]]:
         return ledger.lacking(self.state, self.servers, self.reports.append)
@@ -48,7 +47,7 @@ class Book:
         return ledger.since(self.state, self.servers, self.reports.append)[name]
 
     def everybody_has_everything(self) -> "Book":
-        self.has("web1 web2 web3", everything=True)
+        self.has("web1 web2 web3", ledger.ALL)
         assert self.lacking() == {}
         return self
 
@@ -64,7 +63,7 @@ def test_server_of_which_nothing_is_known_lacks_everything(book: Book) -> None:
     assert not book.file.parent.exists()
     book.has("web1", "world", "other")
     assert book.lacking() == everything
-    book.has("web1", everything=True)
+    book.has("web1", ledger.ALL)
     assert book.lacking() == {"web2": [""], "web3": [""]}
     book.failed("web2", "world/a", now=2000.0)
     assert book.since("web2") == {"": 1000.0}
@@ -79,7 +78,7 @@ def test_push_of_a_directory_covers_what_is_below_and_nothing_else(book: Book) -
     assert book.lacking() == {"web1": ["other"], "web2": ["other"]}
     book.has("web1", "other/a")
     assert book.lacking()["web1"] == ["other"]
-    book.has("web1", everything=True)
+    book.has("web1", ledger.ALL)
     assert book.lacking() == {"web2": ["other"]}
 
 
@@ -132,7 +131,7 @@ def test_servers_come_go_and_move(book: Book) -> None:
     book.servers = [one, two._replace(destination="/new/www"), FTP]
     assert book.lacking() == {"web1": ["world/a"], "web2": [""], "ftp1": [""]}
     book.servers.pop()
-    book.has("web2", everything=True)
+    book.has("web2", ledger.ALL)
     assert set(json.loads(book.file.read_text())["web"]) == {"web1", "web2"}
     book.servers.append(three)
     assert book.lacking() == {"web1": ["world/a"], "web3": [""]}
@@ -168,7 +167,7 @@ def test_torn_or_foreign_file_is_told_and_everybody_lacks_everything(book: Book,
     assert book.reports == [
         f"cannot use {book.file}: not a ledger of ours; every server counts as lacking everything"
     ]
-    book.has("web2", everything=True)
+    book.has("web2", ledger.ALL)
     assert book.lacking() == {"web1": [""], "web3": [""]}
     assert len(book.reports) == 2
 
@@ -188,7 +187,7 @@ def test_file_that_cannot_be_read_or_written_is_told(book: Book) -> None:
 def test_file_is_written_only_where_something_changed(book: Book) -> None:
     book.everybody_has_everything()
     before = book.file.stat()
-    book.has("web1 web2", "world/a", everything=False, now=5.0)
+    book.has("web1 web2", "world/a", now=5.0)
     book.failed("", "world")
     assert book.file.stat() == before
     assert oct(before.st_mode & 0o777) == "0o640"

@@ -12,7 +12,7 @@ from infocluster import config, files, trees
 from infocluster.cron import progress
 from infocluster.errors import ConfigError, RefusedError, UnavailableError, UsageError
 from infocluster.locks import pathlocks
-from infocluster.push import record, run, transport
+from infocluster.push import ledger, record, run, transport
 from infocluster.push.order import Order
 from infocluster.push.plan import Request
 from infocluster.push.servers import Server
@@ -234,6 +234,75 @@ def test_unfinished_publishes_are_completed_under_the_lock_before_the_paths_are_
     request = Request("wwwpush", "web", ["world/page", "world/more", "world/page/"])
     run.push(request, conf, finish, [].append, [].append, progress.bar)
     assert held(site, "web1") == {"world", "world/page", "world/more"}
+
+
+def lacking(site):
+    return ledger.lacking(str(site.state), run.servers.of_kind(config.load(str(site.conf_file)), "web"), print)
+
+
+def lack(site, server, *paths):
+    """Note that a server lacks paths, as a push that fails there does."""
+    every = run.servers.of_kind(config.load(str(site.conf_file)), "web")
+    ledger.failed(str(site.state), [(one, paths) for one in every if one.name == server], every, print)
+
+
+def test_retry_of_a_server_that_lacks_everything_leaves_nothing_lacking(site):
+    write(site, "world/page")
+    Push(site, "world/page")
+    assert set(lacking(site)) == set(site.servers)
+    assert Push(site, retry=True).faults == []
+    assert lacking(site) == {}
+    assert Push(site, retry=True).said == []
+
+
+def test_tree_that_cannot_be_pushed_stays_lacking_and_holds_no_other(site):
+    for tree in ("world", "uw", "link", "gone"):
+        write(site, f"{tree}/page")
+    Push(site, everything=True)
+    for tree in ("world", "uw", "link", "gone"):
+        lack(site, "web1", f"{tree}/page")
+        lack(site, "web2", "world/page")
+        (site.delivered("web1") / tree / "page").write_text("other")
+    (site.production / "world/page").unlink()
+    for tree in ("link", "gone"):
+        (site.production / tree).rename(site.root / tree)
+    (site.production / "link").symlink_to(site.root / "link")
+    push = Push(site, retry=True)
+    assert push.said == ["web1: ok, 1 file"]
+    assert len(push.faults) == 3
+    for tree in ("world", "link", "gone"):
+        assert any(fault.startswith(f"cannot push {tree}/page: ") for fault in push.faults)
+        assert (site.delivered("web1") / tree / "page").read_text() == "other"
+    assert (site.delivered("web1") / "uw/page").read_text() == "x"
+    left = {"web1": ["gone/page", "link/page", "world/page"], "web2": ["world/page"]}
+    assert lacking(site) == left
+    assert len(Push(site, everything=True).faults) == 2
+    assert lacking(site) == left
+
+
+def test_quick_push_removes_what_a_retry_had_brought(site):
+    for path in ("world/a/kept", "world/b/kept"):
+        write(site, path)
+    Push(site, everything=True)
+    new = {"web1": write(site, "world/a/new"), "web2": write(site, "world/b/new")}
+    for server, file in new.items():
+        lack(site, server, str(file.relative_to(site.production).parent))
+    Push(site, retry=True)
+    for server, file in new.items():
+        assert str(file.relative_to(site.production)) in held(site, server)
+        file.unlink()
+    Push(site, quick=True, everything=True)
+    for server in new:
+        assert held(site, server) == held(site, "web3")
+
+
+def test_quick_push_sends_what_failed_while_it_waited(site):
+    write(site, "world/a/page")
+    Push(site, everything=True)
+    (site.delivered("web2") / "world/a/page").unlink()
+    push = Push(site, "world/a", quick=True, finish=lambda _paths: lack(site, "web2", "world/a/page"))
+    assert sorted(push.said) == ["web2: ok, 1 file", "web[1,3]: ok, nothing to do"]
+    assert lacking(site) == {}
 
 
 def test_only_servers_of_the_kind_are_served(site):

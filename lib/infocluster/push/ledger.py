@@ -2,8 +2,8 @@
 """The ledger: which server lacks which paths, since when.
 
 1. A push writes down, before it sends anything, that its servers lack its paths: were it killed, the ledger knows.
-2. What a server got completely is crossed out: the paths and all that lies below them; a push of all trees crosses
-   out everything.
+2. What a server got completely is crossed out: the paths and all that lies below them; a push of all trees that
+   left none out crosses out everything.
 3. `lacking` is what a retry sends, to each server exactly that. A push of anything that covers it does as well.
 
 A server of which the ledger knows nothing lacks everything: it is new, or its transport or destination is another by
@@ -72,23 +72,21 @@ def has(
     complete: Pairs,
     configured: Sequence[Server],
     report: Say,
-    everything: bool = False,
     now: float | None = None,
 ) -> None:
     """Write down that servers got paths completely, with all that lies below them.
 
     Args:
         state_dir: the settings' state_dir.
-        complete: servers, each with its paths.
+        complete: servers, each with its paths: tree paths, or `ALL`.
         configured: all servers of the family; what is told of others is forgotten.
         report: gets a line for a file that cannot be used.
-        everything: whether it was a push of all trees, so that these servers lack nothing any more.
         now: Unix time, by default the clock's.
 
     Raises:
         UnavailableError: it cannot be written, or the lock is not to be had.
     """
-    paths_of = {server.name: (ALL,) if everything else paths for server, paths in complete}
+    paths_of = {server.name: paths for server, paths in complete}
     if paths_of:
         now = time.time() if now is None else now
         _update(state_dir, configured, report, now, lambda name, lacks: _without(lacks, paths_of.get(name, ())))

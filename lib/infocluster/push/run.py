@@ -85,10 +85,13 @@ def push(
         fault(line)
 
     state_dir, production_dir = conf["site"]["state_dir"], conf["site"]["production_dir"]
-    lacking = ledger.lacking(state_dir, every, told) if request.retry or request.quick else {}
     if request.retry:
+        lacking = ledger.lacking(state_dir, every, told)
         request, targets = _lacked(request, targets, lacking, production_dir, told)
+    told_before = len(faults)
     paths = plan.checked(request, production_dir, told) if targets else []
+    # A tree that had to be left out was told.
+    is_all = request.everything and not request.paths and len(faults) == told_before
     with _held(paths, request, conf, say):
         waited_s = time.monotonic() - began
         held_from = time.time()
@@ -96,6 +99,8 @@ def push(
             finish(paths)
         # Again: they may have been waited for.
         plan.check(paths, request, production_dir)
+        # Only now: the pushes that were waited for have noted what failed.
+        lacking = ledger.lacking(state_dir, every, told) if request.retry or request.quick else {}
         kinds = list(_kinds(targets, skeletons, paths, conf, say, told))
         jobs = [job for kind in kinds for job in _jobs(kind, request, lacking, conf, told)]
         with _slot(request, conf, say), progress("pushing", len(jobs), "servers") as advance:
@@ -106,7 +111,7 @@ def push(
             outcomes += [Outcome(job.server.name) for job in jobs if not job.paths]
             if not request.show:
                 _run_specials(kinds, outcomes, conf)
-                _remember(kinds, jobs, outcomes, every, request, conf, told)
+                _remember(kinds, jobs, outcomes, every, request.quick, is_all, conf, told)
         held_until = time.time()
     for line, is_fault in record.result_lines(outcomes, request.show):
         (told if is_fault else say)(line)
@@ -159,10 +164,14 @@ def _lacked(
     paths = {path for server in behind for path in lacking[server.name]}
     if ledger.ALL in paths:
         return request._replace(paths=[], everything=True), behind
-    there = [path for path in paths if os.path.isdir(f"{production_dir}/{path.partition('/')[0]}")]
-    for path in sorted(paths - set(there)):
-        told(f"cannot push {names.printable(path)}: its tree is gone here; the servers keep what they have")
-    return request._replace(paths=ledger.standing(production_dir, there), everything=True), behind if there else []
+    for tree in sorted({path.partition("/")[0] for path in paths}):
+        if why := plan.obstacle(production_dir, tree):
+            out = {path for path in paths if f"{path}/".startswith(f"{tree}/")}
+            paths -= out
+            for path in sorted(out):
+                told(f"cannot push {names.printable(path)}: {why}")
+    behind = [server for server in behind if not paths.isdisjoint(lacking[server.name])]
+    return request._replace(paths=ledger.standing(production_dir, paths), everything=True), behind
 
 
 @contextmanager
@@ -229,8 +238,9 @@ def _jobs(kind: Kind, request: Request, lacking: dict[str, list[str]], conf: Set
         return
     for server in kind.servers:
         wanted = kind.paths
-        if request.retry and ledger.ALL not in lacking[server.name]:
-            standing = ledger.standing(conf["site"]["production_dir"], lacking[server.name])
+        lacks = lacking.get(server.name, [])
+        if request.retry and ledger.ALL not in lacks:
+            standing = ledger.standing(conf["site"]["production_dir"], lacks)
             wanted = plan.common(kind.paths, standing)
         listing = kind.listing if wanted == kind.paths else manifest.part(kind.listing, wanted)
         yield Job(server, listing, wanted)
@@ -311,27 +321,30 @@ def _remember(
     jobs: list[Job],
     outcomes: list[Outcome],
     every: list[Server],
-    request: Request,
+    is_quick: bool,
+    is_all: bool,
     conf: Settings,
     told: Say,
 ) -> None:
     """Keep what each server has now, and cross out what it does not lack any more."""
     state_dir = conf["site"]["state_dir"]
     complete = {outcome.server for outcome in outcomes if not outcome.faults}
-    paths_of = {job.server.name: job.paths for job in jobs}
-    has = [(job.server, job.paths) for job in jobs if job.server.name in complete]
+    has: list[tuple[Server, Sequence[str]]] = []
     try:
         for kind in kinds:
-            # What a quick push did not send, a server had already.
-            whole = [
-                server
-                for server in kind.servers
-                if server.name in complete and (request.quick or paths_of[server.name] == kind.paths)
-            ]
-            manifest.remember(state_dir, whole, kind.listing, kind.paths, every, told)
-            has += [(server, kind.paths) for server in whole if request.quick]
-        everything = request.everything and not request.paths and not request.retry
-        ledger.has(state_dir, has, every, told, everything)
+            mine = complete.intersection(server.name for server in kind.servers)
+            alike: dict[tuple[str, ...], list[Job]] = {}
+            for job in jobs:
+                if job.server.name in mine:
+                    # What a quick push did not send, a server had already.
+                    alike.setdefault(tuple(kind.paths if is_quick else job.paths), []).append(job)
+            for paths, these in alike.items():
+                is_whole = list(paths) == kind.paths
+                listing, got = kind.listing if is_whole else these[0].listing, [job.server for job in these]
+                if paths:
+                    manifest.remember(state_dir, got, listing, paths, every, told)
+                has += [(server, (ledger.ALL,) if is_all and is_whole else paths) for server in got]
+        ledger.has(state_dir, has, every, told)
     except InfoclusterError as error:
         told(str(error))
 
