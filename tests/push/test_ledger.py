@@ -155,6 +155,7 @@ def test_families_do_not_mix(book: Book) -> None:
         b'{"format": "infocluster ledger 2", "web": {}}',
         b'{"format": "infocluster ledger 1", "web": {"web1": {"where": "ssh:/srv/www", "lacks": ["world"]}}}',
         b'{"format": "infocluster ledger 1", "web": {"web1": {"lacks": {}}}}',
+        b'{"format": "infocluster ledger 1", "web": {"web1": {"where": "ssh:/srv/www", "lacks": {}, "due": [7]}}}',
         b'{"format": "infocluster ledger 1", "web": []}',
         b"[" * 100000,
         None,

@@ -412,6 +412,18 @@ def test_commands_run_on_the_server_after_its_files_changed(tmp_path, monkeypatc
     assert log.read_text() == "all \n"
 
 
+def test_command_gets_all_names_however_many_they_are(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    monkeypatch.setenv("LOG", str(log))
+    skeleton = Skeleton.parsed('${FILES} -> ${HOSTS}\n cmdspecial "echo $FILES >>$LOG" ;\n', "web.skel", "/www")
+    server = Server("web1", "web", "local", "/srv", "", 0, "web.skel")
+    order = Order({"site": {"production_dir": "/www"}}, [], False, False, time.monotonic() + 60, threading.Event())
+    paths = [f"world/{'x' * 200}{number:04}" for number in range(1000)]
+    assert specials.run(server, skeleton, [trees.Action("install", path) for path in paths], order) == []
+    assert log.read_text().replace("\n", ":").split(":")[:-1] == [f"/srv/{path}" for path in paths]
+    assert log.read_text().count("\n") < 5
+
+
 def test_daemon_runs_no_commands():
     skeleton = Skeleton.parsed(SKELETON, "web.skel", "/www")
     server = Server("web1", "web", "daemon", "module", "", 0, "web.skel")

@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import threading
 import time
 
@@ -303,6 +304,58 @@ def test_quick_push_sends_what_failed_while_it_waited(site):
     push = Push(site, "world/a", quick=True, finish=lambda _paths: lack(site, "web2", "world/a/page"))
     assert sorted(push.said) == ["web2: ok, 1 file", "web[1,3]: ok, nothing to do"]
     assert lacking(site) == {}
+
+
+def test_command_that_failed_or_never_ran_is_run_by_the_next_push(site, monkeypatch):
+    monkeypatch.setenv("INFOCLUSTER_CONF", str(site.conf_file))
+    command, ran = site.root / "command", site.root / "ran"
+    (site.root / "etc/distfile.web.skel").write_text(f'${{FILES}} -> ${{HOSTS}}\n    cmdspecial "sh {command}" ;\n')
+    text = site.conf_file.read_text()
+    site.conf_file.write_text(text.replace('name = "web1"', 'name = "web1"\nskeleton = "distfile.web.skel"'))
+
+    def pushed(*paths, does=f"echo $FILES >>{ran}", **request):
+        """Push, and return the files that the command was run for."""
+        command.write_text(does)
+        ran.write_text("")
+        push = Push(site, *paths, **request)
+        names = ran.read_text().replace(f"{site.delivered('web1')}/", "").split()
+        return [sorted(line.split(":")) for line in names], bool(push.faults)
+
+    write(site, "world/a/page")
+    write(site, "world/a/other")
+    write(site, "world/b/page")
+    every = ["world/a/other", "world/a/page", "world/b/page"]
+    assert pushed(everything=True) == ([every], False)
+
+    write(site, "world/a/page", "changed")
+    assert pushed("world/a", does="exit 1") == ([], True)
+    assert lacking(site) == {"web1": ["world/a"]}
+    assert pushed("world/b") == ([], False)
+    assert pushed("world/a", does="exit 1") == ([], True)
+    assert pushed(retry=True) == ([["world/a/page"]], False)
+    assert pushed("world/a") == ([], False)
+
+    write(site, "world/b/page", "changed")
+    (site.production / "world/a/page").unlink()
+    assert pushed(quick=True, everything=True, does="exit 1") == ([], True)
+    assert pushed("world/a/page", does=f"echo gone >>{ran}") == ([["gone"]], False)
+    assert pushed(quick=True, everything=True) == ([["world/b/page"]], False)
+
+    # The shell that runs it is a child of the push.
+    write(site, "world/b/page", "changed once more")
+    command.write_text("kill -9 $(ps -o ppid= $(ps -o ppid= $PPID))")
+    assert site.batch("wwwpush", "world/b/page", "world/a").returncode == -signal.SIGKILL
+    assert pushed("world/b") == ([["world/b/page"]], False)
+    assert pushed("world/a") == ([["world/a/other"]], False)
+    assert lacking(site) == {}
+
+    # Nothing was sent, so nothing is due.
+    write(site, "world/b/page", "changed again")
+    away = site.root / "away"
+    site.delivered("web1").rename(away)
+    assert pushed("world/a", "world/b") == ([], True)
+    away.rename(site.delivered("web1"))
+    assert pushed(everything=True) == ([["world/b/page"]], False)
 
 
 def test_only_servers_of_the_kind_are_served(site):

@@ -5,18 +5,23 @@
 2. What a server got completely is crossed out: the paths and all that lies below them; a push of all trees that
    left none out crosses out everything.
 3. `lacking` is what a retry sends, to each server exactly that. A push of anything that covers it does as well.
+4. Where a skeleton asks for commands on the servers, these are due from the beginning too. What is `due` of the
+   paths of a push it runs, though the files changed in an earlier one; what has run is crossed out.
 
 A server of which the ledger knows nothing lacks everything: it is new, or its transport or destination is another by
 now, or the file is lost or torn. What is told of a server that is not configured any more is forgotten.
 
 Shape: STATE_DIR/pushes/ledger.json, replaced whole and fsynced, under a lock on ``ledger.lock`` beside it; by family
-    and server, where its files go, and the Unix times since when it lacks what, ``""`` for everything::
+    and server, where its files go, the Unix times since when it lacks what, ``""`` for everything, and the paths at
+    and below which commands are due::
 
         {"format": "infocluster ledger 1",
-         "web": {"web1": {"where": "ssh:/srv/www", "lacks": {}},
-                 "web2": {"where": "ssh:/srv/www", "lacks": {"world/sample": 1763838251.25}}}}
+         "web": {"web1": {"where": "ssh:/srv/www", "lacks": {}, "due": []},
+                 "web2": {"where": "ssh:/srv/www", "lacks": {"world/sample": 1763838251.25},
+                          "due": ["world/sample/index.html"]}}}
 
-    No path lies below another one of its server. Of over a thousand paths, their trees are kept.
+    No path lies below another one of its server; each that is due lies in one that is lacked. Of over a thousand
+    paths, their trees are kept.
 
 A file that is torn or not ours is reported and counts as lost; the next push writes it anew.
 
@@ -26,7 +31,7 @@ Source: documentation of wwwpush.
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 from infocluster import files, trees
@@ -44,10 +49,17 @@ LOCK_S = 60.0
 Lacks = dict[str, float | None]
 Say = Callable[[str], None]
 Pairs = Iterable[tuple[Server, Sequence[str]]]
+# What a server lacks, and what is due there.
+State = tuple[Lacks, list[str]]
 
 
 def failed(
-    state_dir: str, behind: Pairs, configured: Sequence[Server], report: Say, now: float | None = None
+    state_dir: str,
+    behind: Pairs,
+    configured: Sequence[Server],
+    report: Say,
+    now: float | None = None,
+    commanded: Container[str] = (),
 ) -> None:
     """Write down that servers lack paths: before these are sent, and when they could not be.
 
@@ -57,14 +69,20 @@ def failed(
         configured: all servers of the family; what is told of others is forgotten.
         report: gets a line for a file that cannot be used.
         now: Unix time, by default the clock's. What was lacked before stays lacked since then.
+        commanded: the names of those servers whose commands are due for these paths too.
 
     Raises:
         UnavailableError: it cannot be written, or the lock is not to be had.
     """
     now = time.time() if now is None else now
     paths_of = {server.name: paths for server, paths in behind}
+
+    def change(name: str, lacks: Lacks, due: list[str]) -> State:
+        paths = paths_of.get(name, ())
+        return _with(lacks, paths, now), _few([*due, *paths]) if name in commanded else due
+
     if paths_of:
-        _update(state_dir, configured, report, now, lambda name, lacks: _with(lacks, paths_of.get(name, ()), now))
+        _update(state_dir, configured, report, now, change)
 
 
 def has(
@@ -73,6 +91,7 @@ def has(
     configured: Sequence[Server],
     report: Say,
     now: float | None = None,
+    owed: Iterable[tuple[Server, Sequence[str], Sequence[str]]] = (),
 ) -> None:
     """Write down that servers got paths completely, with all that lies below them.
 
@@ -82,14 +101,23 @@ def has(
         configured: all servers of the family; what is told of others is forgotten.
         report: gets a line for a file that cannot be used.
         now: Unix time, by default the clock's.
+        owed: servers that are not complete, each with the paths of the push, and those at and below which commands
+            are due still.
 
     Raises:
         UnavailableError: it cannot be written, or the lock is not to be had.
     """
+    now = time.time() if now is None else now
     paths_of = {server.name: paths for server, paths in complete}
-    if paths_of:
-        now = time.time() if now is None else now
-        _update(state_dir, configured, report, now, lambda name, lacks: _without(lacks, paths_of.get(name, ())))
+    owed_by = {server.name: (paths, due) for server, paths, due in owed if server.name not in paths_of}
+
+    def change(name: str, lacks: Lacks, due: list[str]) -> State:
+        got = paths_of.get(name, ())
+        ran, still = owed_by.get(name, (got, ()))
+        return _without(lacks, got), _few([*_without(dict.fromkeys(due), ran), *still])
+
+    if paths_of or owed_by:
+        _update(state_dir, configured, report, now, change)
 
 
 def lacking(state_dir: str, servers: Sequence[Server], report: Say) -> dict[str, list[str]]:
@@ -117,24 +145,42 @@ def since(state_dir: str, servers: Sequence[Server], report: Say) -> dict[str, L
     Raises:
         UnavailableError: the file cannot be read.
     """
-    return _of(servers, _read(_file(state_dir), report))
+    return {name: lacks for name, (lacks, _) in _of(servers, _read(_file(state_dir), report)).items()}
+
+
+def due(state_dir: str, servers: Sequence[Server], report: Say) -> dict[str, list[str]]:
+    """Return the outermost paths at and below which commands of skeletons are due on each server.
+
+    Args:
+        state_dir: the settings' state_dir.
+        servers: of one family.
+        report: gets a line for a file that cannot be used.
+
+    Raises:
+        UnavailableError: the file cannot be read.
+    """
+    return {name: due for name, (_, due) in _of(servers, _read(_file(state_dir), report)).items()}
 
 
 def _file(state_dir: str) -> str:
     return f"{state_dir}/pushes/ledger.json"
 
 
-def _of(servers: Sequence[Server], written: dict[str, Any]) -> dict[str, Lacks]:
-    result: dict[str, Lacks] = {}
+def _of(servers: Sequence[Server], written: dict[str, Any]) -> dict[str, State]:
+    result: dict[str, State] = {}
     for server in servers:
         known = written.get(server.kind, {}).get(server.name)
         is_known = known is not None and known["where"] == _where(server)
-        result[server.name] = known["lacks"] if is_known else {ALL: None}
+        result[server.name] = (known["lacks"], known["due"]) if is_known else ({ALL: None}, [])
     return result
 
 
 def _update(
-    state_dir: str, configured: Sequence[Server], report: Say, now: float, change: Callable[[str, Lacks], Lacks]
+    state_dir: str,
+    configured: Sequence[Server],
+    report: Say,
+    now: float,
+    change: Callable[[str, Lacks, list[str]], State],
 ) -> None:
     file, directory = _file(state_dir), f"{state_dir}/pushes"
     try:
@@ -142,15 +188,13 @@ def _update(
             files.make_directories(directory, 0o750)
         with lockfile.hold(f"{directory}/ledger.lock", timeout_s=LOCK_S):
             written = _read(file, report)
-            lacks = _of(configured, written)
+            known = _of(configured, written)
             shape: dict[str, Any] = {}
             for server in configured:
+                lacks, due = change(server.name, *known[server.name])
                 # One that is seen for the first time is known from now on.
-                left = {
-                    path: now if first is None else first
-                    for path, first in change(server.name, lacks[server.name]).items()
-                }
-                shape.setdefault(server.kind, {})[server.name] = {"where": _where(server), "lacks": left}
+                left = {path: now if first is None else first for path, first in lacks.items()}
+                shape.setdefault(server.kind, {})[server.name] = {"where": _where(server), "lacks": left, "due": due}
             if written | shape != written:
                 files.replace(file, json.dumps({"format": FORMAT} | written | shape).encode() + b"\n", FILE_MODE)
     except OSError as error:
@@ -181,9 +225,10 @@ def _where(server: Server) -> str:
 
 def _checked(written: dict[str, Any]) -> dict[str, Any]:
     lacks = {str(path): float(since) for path, since in written["lacks"].items()}
-    if not isinstance(written["where"], str):
+    due = written.get("due", [])
+    if not isinstance(written["where"], str) or not all(isinstance(path, str) for path in due):
         raise ValueError
-    return {"where": written["where"], "lacks": lacks}
+    return {"where": written["where"], "lacks": lacks, "due": list(due)}
 
 
 def _with(lacks: Lacks, paths: Sequence[str], now: float) -> Lacks:
@@ -204,6 +249,14 @@ def _with(lacks: Lacks, paths: Sequence[str], now: float) -> Lacks:
 def _without(lacks: Lacks, paths: Sequence[str]) -> Lacks:
     got = frozenset(paths)
     return {path: since for path, since in lacks.items() if not _is_covered(path, got)}
+
+
+def _few(paths: Iterable[str]) -> list[str]:
+    """Return the outermost of paths, or their trees where they are very many."""
+    outermost = trees.outermost(paths)
+    if len(outermost) > PATHS_LIMIT:
+        return sorted({path.partition("/")[0] for path in outermost})
+    return outermost
 
 
 def _is_covered(path: str, by: Iterable[str]) -> bool:

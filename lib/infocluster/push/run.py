@@ -25,8 +25,10 @@ from infocluster.push.servers import Server
 
 # What only some pushes need is loaded by those: naming a few files has to be quick.
 if TYPE_CHECKING:
-    from infocluster.push.skeleton import Skeleton
+    from infocluster.push.skeleton import Skeleton, Special
 
+# A server, the paths of a push, and of these the ones at and below which commands of its skeleton are due still.
+Owed = list[tuple[Server, Sequence[str], Sequence[str]]]
 Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 
 
@@ -106,12 +108,14 @@ def push(
         with _slot(request, conf, say), progress("pushing", len(jobs), "servers") as advance:
             if not request.show:
                 # Until it is done: this push may be killed.
-                ledger.failed(state_dir, [(job.server, job.paths) for job in jobs], every, told)
+                commanded = {server.name for kind in kinds if _specials(kind) for server in kind.servers}
+                due = ledger.due(state_dir, every, told) if commanded else {}
+                ledger.failed(state_dir, [(job.server, job.paths) for job in jobs], every, told, commanded=commanded)
             outcomes = _sent([job for job in jobs if job.paths], request, conf, advance, say, told)
             outcomes += [Outcome(job.server.name) for job in jobs if not job.paths]
             if not request.show:
-                _run_specials(kinds, outcomes, conf)
-                _remember(kinds, jobs, outcomes, every, request.quick, is_all, conf, told)
+                owed = _run_specials(kinds, jobs, outcomes, due, conf)
+                _remember(kinds, jobs, outcomes, owed, every, request.quick, is_all, conf, told)
         held_until = time.time()
     for line, is_fault in record.result_lines(outcomes, request.show):
         (told if is_fault else say)(line)
@@ -288,38 +292,52 @@ def _sent(
     return fan.out(jobs, conf, request.show, request.atomic, advance, keep=request.keep)
 
 
-def _run_specials(kinds: list[Kind], outcomes: list[Outcome], conf: Settings) -> None:
-    """Run what skeletons ask for on each server to which something was done; what fails there is its fault."""
-    by_name = {outcome.server: outcome for outcome in outcomes}
-    wanted = [
-        (server, kind)
-        for kind in kinds
-        if kind.skeleton and kind.skeleton.specials
-        for server in kind.servers
-        if server.name in by_name and by_name[server.name].changes
-    ]
+def _specials(kind: Kind) -> "list[Special]":
+    return kind.skeleton.specials if kind.skeleton else []
+
+
+def _run_specials(
+    kinds: list[Kind], jobs: list[Job], outcomes: list[Outcome], due: dict[str, list[str]], conf: Settings
+) -> Owed:
+    """Run what skeletons ask for on each server to which something was done; what fails there is its fault.
+
+    Returns:
+        What is due now: of an earlier push where this one failed, and what failed itself.
+    """
+    skeletons = {server.name: kind.skeleton for kind in kinds if _specials(kind) for server in kind.servers}
+    wanted = [job for job in jobs if skeletons.get(job.server.name)]
     if not wanted:
-        return
+        return []
     from concurrent.futures import ThreadPoolExecutor
 
     from infocluster.push import specials
 
-    def run(item: tuple[Server, Kind]) -> None:
-        server, kind = item
-        outcome = by_name[server.name]
+    by_name = {outcome.server: outcome for outcome in outcomes}
+
+    def run(job: Job) -> tuple[Server, list[str], list[str]]:
+        name = job.server.name
+        skeleton, outcome = skeletons[name], by_name[name]
+        earlier = [*plan.common(job.paths, due.get(name, ())), *(action.path for action in outcome.begun)]
+        done, still = list(outcome.changes), earlier
+        if not outcome.faults:
+            known = {action.path for action in done}
+            done += [action for action in specials.assumed(job.listing, earlier) if action.path not in known]
+            still = []
         end = time.monotonic() + conf["push"]["server_timeout_s"]
-        order = Order(conf, kind.paths, False, False, end, threading.Event())
-        if kind.skeleton:
-            outcome.faults += specials.run(server, kind.skeleton, outcome.changes, order)
+        order = Order(conf, job.paths, False, False, end, threading.Event())
+        faults = specials.run(job.server, skeleton, done, order) if skeleton else []
+        outcome.faults += faults
+        return job.server, job.paths, [*still, *(action.path for action in done if faults)]
 
     with ThreadPoolExecutor(min(conf["push"]["parallel"], len(wanted)), "special") as pool:
-        list(pool.map(run, wanted))
+        return list(pool.map(run, wanted))
 
 
 def _remember(
     kinds: list[Kind],
     jobs: list[Job],
     outcomes: list[Outcome],
+    owed: Owed,
     every: list[Server],
     is_quick: bool,
     is_all: bool,
@@ -344,7 +362,7 @@ def _remember(
                 if paths:
                     manifest.remember(state_dir, got, listing, paths, every, told)
                 has += [(server, (ledger.ALL,) if is_all and is_whole else paths) for server in got]
-        ledger.has(state_dir, has, every, told)
+        ledger.has(state_dir, has, every, told, owed=owed)
     except InfoclusterError as error:
         told(str(error))
 

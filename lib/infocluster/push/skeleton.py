@@ -35,12 +35,15 @@ Commands:
   special     a command for the shell, after a push, for each file that was sent: of the list, or of all. FILE is its
               path on the master, REMFILE that on the server, BASEFILE its last part.
   cmdspecial  a command for the shell, once after a push that changed something: of the list, or anything. FILES has
-              the server's paths of what was sent, with ":" between them.
+              the server's paths of what was sent, with ":" between them; where they are too many for a variable, it
+              runs again for the next ones.
   notify      who gets a letter about each push that changed something.
 
 The commands of special and cmdspecial run on each server, as who the push is there; on this host where the transport
 is local. They are the administrator's: whoever may write the skeleton may run them. Unlike rdist, which pastes names
 of files into the command's text, a push gives them as environment variables, so that no file's name is ever run.
+What failed, or was not run because the push ended before, is run by the next push of these paths, though nothing has
+changed since; it may then run for more than did change.
 
 A skeleton has one entry and no entry with ``::``. A name behind a backslash of which rdist 6.1.5 would take nothing
 (``\\*``) is refused, and so is the byte 0xA0. A skeleton that cannot be read stops a push before it has begun.

@@ -5,12 +5,12 @@ All commands of one push go to a server together, as one script for its shell on
 of its own; names of files reach it in its environment, quoted, never as a part of its text. The commands
 themselves are the administrator's: they come from the skeleton file, and whoever may write that may run them.
 
-Source: rdist(1) for FILE, REMFILE, BASEFILE and FILES; sh(1).
+Source: rdist(1) for FILE, REMFILE, BASEFILE and FILES; sh(1); execve(2) for the size of a variable.
 """
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from infocluster import processes
@@ -20,9 +20,11 @@ from infocluster.processes import Outcome
 from infocluster.push.order import Order
 from infocluster.push.servers import Server
 from infocluster.push.skeleton import Skeleton
-from infocluster.trees import Action
+from infocluster.trees import ABSENT, Action, Directory, Listing, join
 
 SHELL = ("/bin/sh", "-s")
+# What a variable may have that a program is started with is 128 KiB.
+FILES_LIMIT_BYTES = 1 << 16
 _MARK = "infocluster-special"
 
 
@@ -37,8 +39,9 @@ class Command:
 def commands(skeleton: Skeleton, changes: Sequence[Action], production_dir: str, destination: str) -> list[Command]:
     """Return what is to be run on a server to which something was done.
 
-    As with rdist, a ``special`` runs for each file and link that was sent, then each ``cmdspecial`` once. Unlike
-    there, one that has a list runs only where something of that list was sent or removed.
+    As with rdist, a ``special`` runs for each file and link that was sent, then each ``cmdspecial`` once, or
+    more often where its names are too many for a variable. Unlike there, one that has a list runs only where
+    something of that list was sent or removed.
 
     Args:
         skeleton: the server's.
@@ -62,8 +65,51 @@ def commands(skeleton: Skeleton, changes: Sequence[Action], production_dir: str,
         if not special.once or not any(listed is None or listed.line(path) is not None for path in touched):
             continue
         files = [f"{destination}/{path}" for path in sent if listed is None or listed.line(path) is not None]
-        result.append(Command(special.text, {"FILES": ":".join(files)}))
+        result += [Command(special.text, {"FILES": names}) for names in _joined(files)]
     return result
+
+
+def _joined(files: Iterable[str]) -> list[str]:
+    """Return names with colons between them, in as many texts as they need; one text at least."""
+    parts: list[list[str]] = [[]]
+    size = 0
+    for name in files:
+        length = len(name.encode("utf-8", "surrogateescape")) + 1
+        if parts[-1] and size + length > FILES_LIMIT_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(name)
+        size += length
+    return [":".join(part) for part in parts]
+
+
+def assumed(listing: Listing, paths: Iterable[str]) -> Iterator[Action]:
+    """Yield what an earlier push may have done at and below paths: what is there was sent, what is not was removed.
+
+    Args:
+        listing: what a server has now.
+        paths: tree paths in it.
+    """
+    for path in paths:
+        here: Directory | None = listing.top
+        *parents, last = path.split("/")
+        for name in parents:
+            here = here.directories.get(name) if here else None
+        below = here.directories.get(last) if here else None
+        if below is not None and below.mode != ABSENT:
+            yield from _all(below, path)
+        elif here is not None and last in here.entries:
+            yield Action("update", path)
+        elif here is None or last not in here.left:
+            yield Action("remove", path)
+
+
+def _all(directory: Directory, path: str) -> Iterator[Action]:
+    yield Action("update", path, True)
+    for name in directory.entries:
+        yield Action("update", join(path, name))
+    for name, below in directory.directories.items():
+        yield from _all(below, join(path, name))
 
 
 def script(several: Sequence[Command]) -> bytes:
