@@ -292,7 +292,6 @@ TABLE = (
         "Pushes that run on this host at once; each serves many servers. May change while pushes run.",
     ),
     Setting("push", "parallel", _whole(1, 1000), 16, "Servers that one push updates at once."),
-    Setting("push", "lock_timeout_s", _seconds(0, 86400), 86400, "Seconds a push waits for its path locks."),
     Setting("push", "server_timeout_s", _seconds(1, 86400), 3600, "Seconds one server may take, tries included."),
     Setting("push", "connect_timeout_s", _seconds(1, 300), 10, "Seconds a server may take to answer a connection."),
     Setting("push", "retries", _whole(0, 20), 2, "Times a server that could not be reached is tried again."),

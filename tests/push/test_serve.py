@@ -2,6 +2,7 @@
 """push.serve: a list of paths through a forced command, and nothing else; with a real sshd on loopback."""
 
 import io
+import json
 import subprocess
 import sys
 
@@ -74,7 +75,9 @@ class Door:
         self.site, self.cluster, self.client = site, cluster, client
         lines = ""
         for key, options in (("user_key", "-serve"), ("other_key", "-serve -all")):
-            command = f"INFOCLUSTER_CONF={site.conf_file} {sys.executable} {ROOT}/batch/wwwpush {options}"
+            command = (
+                f"SUDO_USER=jane INFOCLUSTER_CONF={site.conf_file} {sys.executable} {ROOT}/batch/wwwpush {options}"
+            )
             lines += f'restrict,command="{command}" {(cluster.root / f"{key}.pub").read_text()}'
         (cluster.root / "authorized_keys").write_text(lines)
         client.conf_file.write_text(f'[push]\nssh_config = "{cluster.config_file}"\nconnect_timeout_s = 5\n')
@@ -107,6 +110,8 @@ def test_client_gets_the_report_and_the_exit_status_of_the_push(door):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("web[1-3]: ok, 1 file, 2 directories\n")
     assert door.held() == ["world", "world/a", "world/a/page"]
+    (record,) = (door.site.state / "pushes").glob("2*.json")
+    assert json.loads(record.read_text())["user"] == "jane"
     (door.site.production / "world/b/page").chmod(0o600)
     done = door.via("world/a", "world/b")
     assert done.returncode == 1

@@ -25,7 +25,7 @@ class Request(NamedTuple):
         paths: tree paths.
         everything: whether a whole tree may be named; without paths, every tree is.
         show: whether to change nothing and only find out what would be done.
-        timeout_s: seconds to wait for the path locks.
+        timeout_s: seconds to wait for the path locks; None waits as long as it takes.
         atomic: whether each pushed directory has to switch over in one step.
         on: the servers, as a node set; "" for all of the family.
         retry: whether each server gets what it lacks, and nothing else.

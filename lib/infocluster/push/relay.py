@@ -98,8 +98,7 @@ def _serve(master: "_Master", settings: Settings) -> None:
 
 def _locked(paths: list[str], settings: Settings, master: "_Master") -> AbstractContextManager[None]:
     directory = settings["site"]["state_dir"] + "/pathlocks"
-    timeout_s = settings["push"]["lock_timeout_s"]
-    return pathlocks.hold(paths, timeout_s, directory=directory, say=lambda line: master.tell({"say": line}))
+    return pathlocks.hold(paths, directory=directory, say=lambda line: master.tell({"say": line}))
 
 
 class _Master:

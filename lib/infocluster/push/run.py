@@ -183,8 +183,7 @@ def _held(paths: list[str], request: Request, conf: Settings, say: Say) -> Itera
     if request.show or not paths:
         yield
         return
-    timeout_s = conf["push"]["lock_timeout_s"] if request.timeout_s is None else request.timeout_s
-    with pathlocks.hold(paths, timeout_s, directory=conf["site"]["state_dir"] + "/pathlocks", say=say):
+    with pathlocks.hold(paths, request.timeout_s, directory=conf["site"]["state_dir"] + "/pathlocks", say=say):
         yield
 
 

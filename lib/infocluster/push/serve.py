@@ -4,9 +4,10 @@
 1. On the batch host the key of whoever may push stands in the file owner's ``authorized_keys`` with a command of its
    own, so that it opens nothing else::
 
-    restrict,command="/opt/infocluster/batch/wwwpush -serve" ssh-ed25519 AAAA... developers@compute1
+    restrict,command="SUDO_USER=jane /opt/infocluster/batch/wwwpush -serve" ssh-ed25519 AAAA... jane@compute1
 
-   ``wwwpush -serve -all`` there allows whole trees too.
+   ``wwwpush -serve -all`` there allows whole trees too. SUDO_USER is who others are told that they wait for, and who
+   stands in the record; without it that is the file owner.
 2. ``wwwpush -via HOST PATH...`` on the other host writes the paths to ssh and prints what comes back.
 3. `read_paths` takes the list and nothing else. Whatever is not in order is refused before anything is done, and
    logged with the address it came from.

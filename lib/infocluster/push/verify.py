@@ -129,8 +129,7 @@ def all_servers(request: plan.Request, conf: Settings, say: Say, fault: Say) -> 
     }
     production_dir = conf["site"]["production_dir"]
     paths = plan.checked(request, production_dir, fault)
-    timeout_s = conf["push"]["lock_timeout_s"] if request.timeout_s is None else request.timeout_s
-    with pathlocks.hold(paths, timeout_s, directory=conf["site"]["state_dir"] + "/pathlocks", say=say):
+    with pathlocks.hold(paths, request.timeout_s, directory=conf["site"]["state_dir"] + "/pathlocks", say=say):
         should = {name: contents(production_dir, paths, skeleton) for name, skeleton in skeletons.items()}
         told: set[str] = set()
         for one in should.values():
