@@ -12,7 +12,9 @@ import pytest
 
 from conftest import ROOT
 from infocluster import __version__, config, trees
-from infocluster.push import fan, servers, shares
+from infocluster.cron import progress
+from infocluster.push import fan, run, servers, shares
+from infocluster.push.plan import Request
 
 SERVERS = tuple(f"web{number}" for number in range(1, 7))
 
@@ -157,6 +159,23 @@ def test_what_a_push_host_told_of_before_it_died_is_done(hosts):
     begun = {outcome.server: [action.path for action in outcome.begun] for outcome in outcomes if outcome.begun}
     assert begun == {"web1": ["world/a"], "web5": ["world/a"]}
     assert hosts.went("push2") == set(SERVERS) - {"web3"}
+
+
+def test_command_runs_where_a_push_host_died_before_it_told_what_it_did(hosts, monkeypatch):
+    site, ran = hosts.site, hosts.root / "ran"
+    monkeypatch.setenv("INFOCLUSTER_CONF", str(site.conf_file))
+    (site.conf_file.parent / "some.skel").write_text(
+        f'${{FILES}} -> ${{HOSTS}}\n  cmdspecial "echo $FILES >>{ran}" ;\n'
+    )
+    site.conf_file.write_text(site.conf_file.read_text() + 'skeleton = "some.skel"\n')
+    told = f"echo '{HELLO}'\nread -r work\necho '{{\"locked\": true}}'\nread -r go\n"
+    hosts.pretend("push1", told, f"cp -pR {site.production}/. {site.delivered('web1')}\nexit 1\n")
+    request = Request("wwwpush", "web", ["world/a"])
+    conf = config.load(str(site.conf_file))
+    run.push(request, conf, hosts.done.append, hosts.said.append, hosts.faults.append, progress.bar)
+    assert any(line.startswith("web1: ok, nothing to do") for line in hosts.said)
+    files = {frozenset(line.split(":")) for line in ran.read_text().splitlines()}
+    assert files == {frozenset(f"{site.delivered(name)}/world/a/{n}.html" for n in range(3)) for name in SERVERS}
 
 
 def test_master_serves_when_no_push_host_is_left(hosts):
