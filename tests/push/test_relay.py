@@ -14,12 +14,13 @@ import pytest
 
 from conftest import ROOT
 from infocluster import __version__, trees
-from infocluster.errors import BadInputError, RefusedError
+from infocluster.errors import BadInputError, ConfigError, RefusedError
 from infocluster.locks import pathlocks
 from infocluster.push import handover
 from infocluster.push.fan import Job
 from infocluster.push.order import Outcome
 from infocluster.push.servers import Server
+from infocluster.push.skeleton import Skeleton
 
 LEASE_S = 3.0
 SOON_S = 20
@@ -30,10 +31,11 @@ def server(name="web1"):
 
 
 def share(source, *paths, servers=("web1", "web2"), lease_s=LEASE_S):
-    listing = trees.scan(str(source), paths, lambda _directory, name, _mode: "draft" if name == "draft" else None)
-    return handover.Share(
-        list(paths), [Job(server(name), listing, list(paths)) for name in servers], lease_s, 60, False
-    )
+    skeleton = Skeleton.parsed("${FILES} -> ${HOSTS} except_pat draft\\$ ;", "web.skel", str(source))
+    listing = trees.scan(str(source), paths, skeleton.leave)
+    listing.leave = skeleton.leave
+    jobs = [Job(server(name), listing, list(paths), skeleton) for name in servers]
+    return handover.Share(list(paths), jobs, lease_s, 60, False)
 
 
 def flat(directory, path=""):
@@ -68,6 +70,9 @@ def test_share_arrives_as_it_was_told(tree, tmp_path):
     listing, before = arrived.jobs[0].listing, told.jobs[0].listing
     assert flat(listing.top) == flat(before.top)
     assert (listing.source, listing.count, listing.size_bytes) == (elsewhere, before.count, before.size_bytes)
+    assert listing.left == before.left == [("world/a/draft", "web.skel, line 1, leaves it out")]
+    assert [type(why) for _, why in listing.left] == [type(why) for _, why in before.left]
+    assert [listing.stays(path) for path in ("world/b/draft", "world/b")] == [before.left[0][1], None]
     assert arrived.jobs[1].listing is listing
 
 
@@ -96,6 +101,10 @@ def put(*way):
         (put("lease_s", "nan"), BadInputError),
         (put("server_timeout_s", 1e9), BadInputError),
         (put("atomic", 1), BadInputError),
+        (put("keep", 1), BadInputError),
+        (put("skeletons", []), BadInputError),
+        (put("skeletons", 0, "web.skel"), BadInputError),
+        (put("skeletons", 0, ["none", "web.skel", "/www"]), ConfigError),
         (put("paths", ["world/a/"]), BadInputError),
         (put("paths", ["../etc"]), BadInputError),
         (put("paths", ["/etc"]), BadInputError),

@@ -43,6 +43,7 @@ from infocluster.locks import pathlocks
 from infocluster.names import printable
 from infocluster.push import fan, handover
 from infocluster.push.handover import Message
+from infocluster.push.order import Outcome
 
 # Seconds after the lease at which a relay that lost its master has ended, by force if need be.
 GRACE_S = 2.0
@@ -89,9 +90,11 @@ def _serve(master: "_Master", settings: Settings) -> None:
         if master.line() != handover.GO:
             raise BadInputError("cannot relay: expected to be told to go")
         _compare(share, production_dir)
-        fan.out(
-            share.jobs, own, False, share.atomic, done=lambda _, outcome: master.tell(handover.outcome_told(outcome))
-        )
+
+        def told(_job: fan.Job, outcome: Outcome) -> None:
+            master.tell(handover.outcome_told(outcome))
+
+        fan.out(share.jobs, own, False, share.atomic, done=told, keep=share.keep)
     master.finished.set()
     master.tell({"done": len(share.jobs)})
 
@@ -191,15 +194,18 @@ class _Master:
 
 
 def _compare(share: handover.Share, production_dir: str) -> None:
-    """Raise RefusedError unless this host's tree holds all that is to be sent from it, and nothing that is not."""
+    """Raise RefusedError unless this host's tree holds all that is to be sent from it, and nothing that is not.
+
+    What a skeleton leaves alone and only this host has is left out from here, as it would be at the master.
+    """
     here = trees.scan(production_dir, share.paths)
     for listing in {id(job.listing): job.listing for job in share.jobs}.values():
-        different = next(_different(listing.top, here.top, ""), None)
+        different = next(_different(listing, listing.top, here.top, ""), None)
         if different is not None:
             raise RefusedError(f"cannot relay: {printable(different)} is not as the master has it")
 
 
-def _different(wanted: trees.Directory, found: trees.Directory, path: str) -> Iterator[str]:
+def _different(listing: trees.Listing, wanted: trees.Directory, found: trees.Directory, path: str) -> Iterator[str]:
     for name, entry in wanted.entries.items():
         if _whole_seconds(entry) != _whole_seconds(found.entries.get(name)):
             yield trees.join(path, name)
@@ -208,13 +214,19 @@ def _different(wanted: trees.Directory, found: trees.Directory, path: str) -> It
         gone = more - wanted.entries.keys() - wanted.directories.keys() - wanted.left
     else:
         gone = wanted.absent & (found.entries.keys() | found.directories.keys())
-    yield from (trees.join(path, name) for name in sorted(gone))
+    for name in sorted(gone):
+        more_path = trees.join(path, name)
+        if wanted.whole and (why := listing.stays(more_path)):
+            wanted.left.add(name)
+            listing.left.append((more_path, why))
+        else:
+            yield more_path
     for name, below in wanted.directories.items():
         # What is only on the way to something that is gone need not be there.
         there = found.directories.get(name, trees.Directory(trees.ABSENT, False))
         if below.whole and (there.mode == trees.ABSENT or (below.mode ^ there.mode) & 0o077):
             yield trees.join(path, name)
-        yield from _different(below, there, trees.join(path, name))
+        yield from _different(listing, below, there, trees.join(path, name))
 
 
 def _whole_seconds(entry: trees.Entry | None) -> tuple[int, int, int, str] | None:

@@ -3,7 +3,8 @@
 
 1. The servers are dealt out evenly. Each push host's relay is started over ssh (see `relay` for its side).
 2. The relay gets its share, and takes the path locks of its host. Then that host's production tree is updated, like a
-   server's, and the relay is told to go.
+   server's, and the relay is told to go. What no server gets it does not get either, and what all skeletons leave
+   alone stays there.
 3. What it tells of a server is that server's outcome. Nothing else counts as done.
 4. What a push host did not tell of when it failed, died or fell silent goes in even parts to the push hosts that are
    left, and is pushed from here when none is. So does the share of one that reaches none of its servers.
@@ -69,10 +70,13 @@ def fan_out(
     done: Callable[[Job, Outcome], None] | None = None,
     say: Say = print,
     fault: Say = print,
+    keep: bool = False,
 ) -> list[Outcome]:
     """Serve all servers over the push hosts, and return how it went, in the order of the jobs.
 
-    Servers that are directories of this host are served from here. The caller holds the path locks of this host.
+    Servers that are directories of this host are served from here, and those of rdist where a push host has the tree
+    elsewhere: rdist compares what a skeleton leaves out with whole paths. The caller holds the path locks of this
+    host.
 
     Args:
         jobs: one a server, as for `fan.out`; each one's listing is part of `listing`.
@@ -84,15 +88,19 @@ def fan_out(
         done: called with each outcome as soon as there is one, one at a time.
         say: gets a line for what push hosts wait for.
         fault: gets a line for each push host that failed, and where its share goes.
+        keep: see `Order`.
 
     Raises:
         ConfigError: the push hosts in the settings are not in order.
         BaseException: what interrupts it, such as a signal; the relays have by then ended or are cut off.
     """
-    near = [job for job in jobs if job.server.transport == "local"]
-    far = [job for job in jobs if job.server.transport != "local"]
-    work = _Work(far, listing, paths, settings, atomic, advance, done, say, fault)
-    hosts = push_hosts(settings) if far else []
+    hosts = push_hosts(settings)
+    is_moved = any(host.destination != settings["site"]["production_dir"] for host in hosts)
+    here = {"local", "rdist"} if is_moved else {"local"}
+    near = [job for job in jobs if job.server.transport in here]
+    far = [job for job in jobs if job.server.transport not in here]
+    work = _Work(far, listing, paths, settings, atomic, keep, advance, done, say, fault)
+    hosts = hosts if far else []
     work.deal(hosts)
     threads = [threading.Thread(target=work.run, args=(host,), name=host.name, daemon=True) for host in hosts]
     try:
@@ -101,7 +109,7 @@ def fan_out(
         for jobs_here in (near, work.wait):
             mine = jobs_here() if callable(jobs_here) else jobs_here
             if mine:
-                outcomes = fan.out(mine, settings, False, atomic, work.advanced, work.noted)
+                outcomes = fan.out(mine, settings, False, atomic, work.advanced, work.noted, keep)
                 work.outcomes.update((outcome.server, outcome) for outcome in outcomes)
     finally:
         work.stop()
@@ -120,6 +128,7 @@ class _Work:
         paths: list[str],
         settings: Settings,
         atomic: bool,
+        keep: bool,
         advance: Callable[[int], None] | None,
         done: Callable[[Job, Outcome], None] | None,
         say: Say,
@@ -130,6 +139,7 @@ class _Work:
         self.paths = paths
         self.settings = settings
         self.atomic = atomic
+        self.keep = keep
         self.advance = advance
         self.done = done
         self.say = say
@@ -271,6 +281,7 @@ class _Session:
             self.work.lease_s,
             push["server_timeout_s"],
             self.work.atomic,
+            self.work.keep,
         )
         self._tell(talk, handover.share_told(share))
         self.has_work = True
