@@ -192,6 +192,10 @@ class Relay:
 @pytest.fixture
 def relay(site):
     relays = []
+    site.conf_file.write_text(
+        f'[push]\nssh = "{site.root}/none"\n[[servers]]\nname = "web[1-2]"\ntransport = "ssh"\nuser = "www"\n'
+        'port = 2222\ndestination = "/srv/%h"\n'
+    )
 
     def start():
         relays.append(Relay(site))
@@ -261,3 +265,19 @@ def test_relay_refuses_what_is_no_share(site, relay):
     one.tell(b"world/a\n")
     assert "unexpected line" in one.hear()["error"]
     assert one.end() == BadInputError.exit_status
+
+
+@pytest.mark.parametrize("how", [{"destination": "/"}, {"name": "web3"}, {"kind": "ftp"}, {"transport": "daemon"}])
+def test_relay_serves_those_servers_that_its_own_settings_have(site, tree, relay, how):
+    told = share(tree, "world/a")
+    told.jobs[1] = told.jobs[1]._replace(server=told.jobs[1].server._replace(**how))
+    one = relay()
+    one.tell(handover.share_told(told))
+    assert "this host's settings have no such" in one.hear()["error"]
+    assert one.end() == RefusedError.exit_status
+
+
+def test_relay_is_refused_through_sudo(site):
+    done = site.batch("wwwpush", "-relay", SUDO_UID="1000")
+    assert (done.returncode, done.stdout) == (RefusedError.exit_status, "")
+    assert "not through sudo" in done.stderr

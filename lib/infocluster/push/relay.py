@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of a push that runs on a push host: ``wwwpush -relay``, started by the master over ssh.
 
-1. The relay says which version it is. The master hands over a `handover.Share`.
+1. The relay says which version it is. The master hands over a `handover.Share`. Where this host's own settings have
+   servers, those of the share have to be among them; so a push host that has the master's settings serves no others.
 2. It takes the path locks of its own host, so that nobody else pushes or installs there meanwhile, and says so.
 3. The master, who is the one that writes there now, updates this host's production tree like a server's; says go.
 4. The relay compares its tree with what the master listed and pushes nothing if anything differs.
@@ -41,7 +42,7 @@ from infocluster.errors import (
 )
 from infocluster.locks import pathlocks
 from infocluster.names import printable
-from infocluster.push import fan, handover
+from infocluster.push import fan, handover, servers
 from infocluster.push.handover import Message
 from infocluster.push.order import Outcome
 
@@ -84,6 +85,7 @@ def _serve(master: "_Master", settings: Settings) -> None:
     production_dir = settings["site"]["production_dir"]
     master.tell(handover.HELLO)
     share = handover.share_read(master.line(), production_dir)
+    _check_servers(share, settings)
     own = {**settings, "push": {**settings["push"], "server_timeout_s": share.server_timeout_s}}
     with master.at_work(share.lease_s), _locked(share.paths, settings, master):
         master.tell(handover.LOCKED)
@@ -97,6 +99,18 @@ def _serve(master: "_Master", settings: Settings) -> None:
         fan.out(share.jobs, own, False, share.atomic, done=told, keep=share.keep)
     master.finished.set()
     master.tell({"done": len(share.jobs)})
+
+
+def _check_servers(share: handover.Share, settings: Settings) -> None:
+    """Raise RefusedError for a server that this host's settings have otherwise, or not, where they have any."""
+    if not settings["servers"]:
+        return
+    known: set[servers.Server] = set()
+    for kind in {job.server.kind for job in share.jobs} & {section["kind"] for section in settings["servers"]}:
+        known.update(servers.of_kind(settings, kind))
+    for job in share.jobs:
+        if job.server not in known:
+            raise RefusedError(f"cannot relay to {job.server.name}: this host's settings have no such [[servers]]")
 
 
 def _locked(paths: list[str], settings: Settings, master: "_Master") -> AbstractContextManager[None]:
