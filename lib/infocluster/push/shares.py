@@ -60,6 +60,12 @@ def push_hosts(settings: Settings) -> list[Server]:
     return servers.of_kind({**settings, "servers": sections}, KIND) if sections else []
 
 
+def relay_command(settings: Settings) -> str:
+    """Return the command that starts the relay on a push host, for the shell that sshd(8) hands it to."""
+    program = settings["push"]["push_host_command"] or config.ROOT + "/batch/wwwpush"
+    return f"{shlex.quote(program)} -relay"
+
+
 def fan_out(
     jobs: list[Job],
     listing: trees.Listing,
@@ -371,6 +377,4 @@ class _Session:
 
 def _ssh_words(host: Server, settings: Settings) -> list[str]:
     """Return the command that starts a push host's relay."""
-    program = settings["push"]["push_host_command"] or config.ROOT + "/batch/wwwpush"
-    # sshd(8) hands it to a shell.
-    return [*ssh.arguments(host, settings), host.name, f"{shlex.quote(program)} -relay"]
+    return [*ssh.arguments(host, settings), host.name, relay_command(settings)]
