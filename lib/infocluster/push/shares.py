@@ -3,8 +3,7 @@
 
 1. The servers are dealt out evenly. Each push host's relay is started over ssh (see `relay` for its side).
 2. The relay gets its share, and takes the path locks of its host. Then that host's production tree is updated, like a
-   server's, and the relay is told to go. What no server gets it does not get either, and what all skeletons leave
-   alone stays there.
+   server's, and the relay is told to go.
 3. What it tells of a server is that server's outcome. Nothing else counts as done.
 4. What a push host did not tell of when it failed, died or fell silent goes in even parts to the push hosts that are
    left, and is pushed from here when none is. So does the share of one that reaches none of its servers.
@@ -86,7 +85,7 @@ def fan_out(
 
     Args:
         jobs: one a server, as for `fan.out`; each one's listing is part of `listing`.
-        listing: what the push hosts need to hold.
+        listing: what the push hosts need to hold: all that some server gets. What it leaves alone stays there.
         paths: the tree paths that it is of.
         settings: all settings, with push hosts.
         atomic: see `Order`.
