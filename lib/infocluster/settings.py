@@ -140,7 +140,8 @@ SECTIONS = {
     "aggregate": "Reports of nodes: cgi-bin/report.cgi, request.cgi, batch/controller, batch/node-report on a node.",
     "runbatch": "On development hosts: cgi-bin/runbatch.cgi, which runs batch programs that are being developed.",
     "accounting": "An example of feeding SSM2's outgoing directory: batch/accounting-nightly.",
-    "push_hosts": "Hosts that get what is pushed first and then push it on, each to a share of the servers.",
+    "push_hosts": "Hosts that get what is pushed first and then push it on, each to a share of the servers. "
+    "One whose own settings have [[servers]] serves those alone, so keep them equal to these.",
     "groups": "Names for sets of servers. Repeat the section for each.",
     "servers": "One section a server, or a set of equal ones. Repeat it for each.",
     "queues": "Directory queues that several users share by a group, for check-site. Repeat the section for each.",

@@ -6,7 +6,8 @@ Usage: push.py TREE   (an installation)
 The promise: naming 10 changed files at least 20 times faster than ``for h in servers; rsync -a --delete tree h:`` and
 8 times faster than the same rsyncs in parallel; everything with nothing changed no slower than those parallel rsyncs
 over a shared connection; -quick at least 5 times faster than that; a named push costs the same in a tree of 2,000 as
-of 200,000 files; a first full push no slower than parallel rsyncs.
+of 200,000 files; a first full push no slower than parallel rsyncs. Where rdist is installed, which names files and
+compares trees in its own way, its times stand beside these.
 """
 
 import os
@@ -26,6 +27,7 @@ import sshd
 SERVERS = tuple(f"web{number}" for number in range(1, 9))
 FILES = 20_000
 ROUNDS = 5
+RDIST = shutil.which("rdist")
 
 
 class Site:
@@ -81,6 +83,25 @@ class Site:
         control = str(self.top / "cm-%n") if shared else "none"
         with ThreadPoolExecutor(len(SERVERS)) as pool:
             list(pool.map(lambda server: self.rsync(server, control), SERVERS))
+
+    def rdist(self, paths: list[str]) -> None:
+        distfile, ssh = self.top / "distfile", self.top / "rdist-ssh"
+        ssh.write_text(f'#!/bin/sh\nexec ssh -F {self.cluster.config_file} -o ControlPath=none "$@"\n')
+        ssh.chmod(0o755)
+        entries = [
+            f"{self.top}/var/www/{path} -> {server}\n"
+            f"    install -oremove,nochkowner,nochkgroup {self.cluster.tree(server)}/{path} ;\n"
+            for server in SERVERS
+            for path in paths
+        ]
+        distfile.write_text("".join(entries))
+        done = subprocess.run(
+            [str(RDIST), "-f", str(distfile), "-P", str(ssh)], capture_output=True, text=True, check=False
+        )
+        # Its exit status tells half of it.
+        said = done.stdout + done.stderr
+        if done.returncode or "ERROR" in said or not all(f"updating of {name} finished" in said for name in SERVERS):
+            raise SystemExit(f"rdist ended with {done.returncode}: {said}")
 
     def share_connections(self) -> None:
         for server in SERVERS:
@@ -164,35 +185,39 @@ def first_push(site: Site) -> None:
 
 
 def named(site: Site) -> None:
-    push, turn, parallel = compared(
-        site,
-        {
-            "wwwpush": lambda paths: site.wwwpush(*paths),
-            "loop": lambda _paths: site.rsync_in_turn(),
-            "parallel": lambda _paths: site.rsync_in_parallel(),
-        },
-        10,
-    )
+    ways = {
+        "wwwpush": lambda paths: site.wwwpush(*paths),
+        "loop": lambda _paths: site.rsync_in_turn(),
+        "parallel": lambda _paths: site.rsync_in_parallel(),
+    }
+    push, turn, parallel, *rdist = compared(site, ways | ({"rdist": site.rdist} if RDIST else {}), 10)
     print(f"10 changed files named: wwwpush {push:.3f} s, loop {turn:.2f} s, parallel rsyncs {parallel:.2f} s")
     print(f"  {turn / push:.1f} times as fast as the loop (at least 20)")
     print(f"  {parallel / push:.1f} times as fast as parallel rsyncs (at least 8)")
+    beside_rdist(push, rdist)
 
 
 def unchanged(site: Site) -> None:
     site.wwwpush("-all")
-    push, quick, shared = compared(
-        site,
-        {
-            "wwwpush": lambda _paths: site.wwwpush("-all"),
-            "quick": lambda _paths: site.wwwpush("-quick", "-all"),
-            "shared": lambda _paths: site.rsync_in_parallel(shared=True),
-        },
-        0,
-    )
+    ways = {
+        "wwwpush": lambda _paths: site.wwwpush("-all"),
+        "quick": lambda _paths: site.wwwpush("-quick", "-all"),
+        "shared": lambda _paths: site.rsync_in_parallel(shared=True),
+    }
+    by_rdist = {"rdist": lambda _paths: site.rdist(["world"])} if RDIST else {}
+    push, quick, shared, *rdist = compared(site, ways | by_rdist, 0)
     print(f"everything, nothing changed: wwwpush {push:.2f} s, parallel rsyncs, shared connections {shared:.2f} s")
     print(f"  ratio {push / shared:.2f} (at most 1)")
     print(f"  -quick {quick:.2f} s: {shared / quick:.1f} times as fast as the rsyncs (at least 5),")
     print(f"  {push / quick:.1f} times as fast as the full push")
+    beside_rdist(push, rdist)
+
+
+def beside_rdist(push_s: float, rdist_s: list[float]) -> None:
+    for seconds in rdist_s:
+        print(f"  {seconds / push_s:.1f} times as fast as rdist, {seconds:.2f} s")
+    if not rdist_s:
+        print("  no ratio to rdist, which is not installed")
 
 
 def flat(tree: Path, cluster: sshd.Cluster, top: Path) -> None:

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""push.distfile: what is read from a distfile, what is printed, and what is refused."""
+"""push.distfile: what is read from a distfile, what is printed, and what is refused.
+
+What is printed is read by rdist itself too where it is installed; Debian 12 has none.
+"""
 
 import os
+import re
+import shutil
+import subprocess
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +26,10 @@ from infocluster.push.distfile import (
     UnwritableError,
     Variable,
 )
+
+RDIST = shutil.which("rdist")
+# What its parser says of grammar; names may stand for nothing: a variable that is not set, a missing directory.
+WRONG = re.compile(rb"(?:syntax|parse) error|missing closing|too long|[Uu]nknown option|Bad distfile options")
 
 SAMPLE = r"""
 # from the documentation of a cluster
@@ -239,6 +249,9 @@ def test_what_is_printed_is_read_as_the_same(entries):
     again = distfile.parse(text, "F")
     assert again == entries
     assert distfile.printed(again) == text
+    if RDIST:
+        done = subprocess.run([RDIST, "-n", "-f", "-"], input=os.fsencode(text), capture_output=True, check=False)
+        assert not WRONG.search(done.stdout + done.stderr)
 
 
 @settings(deadline=None)

@@ -81,7 +81,9 @@ class Cluster:
         skeleton = Skeleton.read(name, self.conf) if name else Skeleton.none(self.conf)
         listing = trees.scan(str(self.master), paths, lambda *item: skeleton.leave(*item) or (leave and leave(*item)))
         server = Server("web1", "web", "rdist", self.destination, user, 0, name)
-        order = Order(self.conf, list(paths), show, atomic, time.monotonic() + timeout_s, threading.Event(), keep)
+        order = Order(
+            self.conf, list(paths), show, atomic, time.monotonic() + timeout_s, threading.Event(), keep, skeleton
+        )
         return rdist.push(server, listing, order)
 
     def push(self, *paths, **how):

@@ -14,12 +14,13 @@ import pytest
 
 from conftest import ROOT
 from infocluster import __version__, trees
-from infocluster.errors import BadInputError, RefusedError
+from infocluster.errors import BadInputError, ConfigError, RefusedError
 from infocluster.locks import pathlocks
 from infocluster.push import handover
 from infocluster.push.fan import Job
 from infocluster.push.order import Outcome
 from infocluster.push.servers import Server
+from infocluster.push.skeleton import Skeleton
 
 LEASE_S = 3.0
 SOON_S = 20
@@ -30,10 +31,11 @@ def server(name="web1"):
 
 
 def share(source, *paths, servers=("web1", "web2"), lease_s=LEASE_S):
-    listing = trees.scan(str(source), paths, lambda _directory, name, _mode: "draft" if name == "draft" else None)
-    return handover.Share(
-        list(paths), [Job(server(name), listing, list(paths)) for name in servers], lease_s, 60, False
-    )
+    skeleton = Skeleton.parsed("${FILES} -> ${HOSTS} except_pat draft\\$ ;", "web.skel", str(source))
+    listing = trees.scan(str(source), paths, skeleton.leave)
+    listing.leave = skeleton.leave
+    jobs = [Job(server(name), listing, list(paths), skeleton) for name in servers]
+    return handover.Share(list(paths), jobs, lease_s, 60, False)
 
 
 def flat(directory, path=""):
@@ -68,6 +70,9 @@ def test_share_arrives_as_it_was_told(tree, tmp_path):
     listing, before = arrived.jobs[0].listing, told.jobs[0].listing
     assert flat(listing.top) == flat(before.top)
     assert (listing.source, listing.count, listing.size_bytes) == (elsewhere, before.count, before.size_bytes)
+    assert listing.left == before.left == [("world/a/draft", "web.skel, line 1, leaves it out")]
+    assert [type(why) for _, why in listing.left] == [type(why) for _, why in before.left]
+    assert [listing.stays(path) for path in ("world/b/draft", "world/b")] == [before.left[0][1], None]
     assert arrived.jobs[1].listing is listing
 
 
@@ -96,6 +101,10 @@ def put(*way):
         (put("lease_s", "nan"), BadInputError),
         (put("server_timeout_s", 1e9), BadInputError),
         (put("atomic", 1), BadInputError),
+        (put("keep", 1), BadInputError),
+        (put("skeletons", []), BadInputError),
+        (put("skeletons", 0, "web.skel"), BadInputError),
+        (put("skeletons", 0, ["none", "web.skel", "/www"]), ConfigError),
         (put("paths", ["world/a/"]), BadInputError),
         (put("paths", ["../etc"]), BadInputError),
         (put("paths", ["/etc"]), BadInputError),
@@ -185,6 +194,10 @@ class Relay:
 @pytest.fixture
 def relay(site):
     relays = []
+    site.conf_file.write_text(
+        f'[push]\nssh = "{site.root}/none"\n[[servers]]\nname = "web[1-2]"\ntransport = "ssh"\nuser = "www"\n'
+        'port = 2222\ndestination = "/srv/%h"\n'
+    )
 
     def start():
         relays.append(Relay(site))
@@ -239,13 +252,13 @@ def test_relay_holds_the_paths_of_its_host_and_waits_for_them(site, tree, relay)
 @pytest.mark.parametrize("how", ["end of input", "silence"])
 def test_relay_without_its_master_ends_and_lets_go(site, tree, relay, how):
     one = relay()
+    began = time.monotonic()
     one.tell(handover.share_told(share(tree, "world/a")))
     assert one.hear() == {"locked": True}
-    began = time.monotonic()
     if how == "end of input":
         one.process.stdin.close()
     assert one.process.wait(SOON_S) == 128 + signal.SIGTERM
-    assert (time.monotonic() - began >= LEASE_S) == (how == "silence")
+    assert how == "end of input" or time.monotonic() - began >= LEASE_S
     assert pathlocks.holders(str(site.state / "pathlocks")) == []
 
 
@@ -254,3 +267,19 @@ def test_relay_refuses_what_is_no_share(site, relay):
     one.tell(b"world/a\n")
     assert "unexpected line" in one.hear()["error"]
     assert one.end() == BadInputError.exit_status
+
+
+@pytest.mark.parametrize("how", [{"destination": "/"}, {"name": "web3"}, {"kind": "ftp"}, {"transport": "daemon"}])
+def test_relay_serves_those_servers_that_its_own_settings_have(site, tree, relay, how):
+    told = share(tree, "world/a")
+    told.jobs[1] = told.jobs[1]._replace(server=told.jobs[1].server._replace(**how))
+    one = relay()
+    one.tell(handover.share_told(told))
+    assert "this host's settings have no such" in one.hear()["error"]
+    assert one.end() == RefusedError.exit_status
+
+
+def test_relay_is_refused_through_sudo(site):
+    done = site.batch("wwwpush", "-relay", SUDO_UID="1000")
+    assert (done.returncode, done.stdout) == (RefusedError.exit_status, "")
+    assert "not through sudo" in done.stderr

@@ -20,6 +20,7 @@ SERVERS = tuple(f"web{number}" for number in range(1, 7))
 
 # Whoever starts a relay is the master; the relay knows by a variable which push host it is.
 SSH = """#!/bin/sh
+case "$*" in *rdistd*) exec echo V ;; esac
 while [ "$1" != -- ]; do shift; done
 host=$2
 shift 2
@@ -58,14 +59,22 @@ class Hosts:
                 f'[site]\nproduction_dir = "{site.delivered(name)}"\nstate_dir = "{root}/{name}.state"\n'
                 f'[push]\nssh = "{ssh}"\nretries = 0\nssh_keep_s = 0\n'
             )
-        site.conf_file.write_text(
-            f'[push]\nssh = "{ssh}"\nretries = 0\nssh_keep_s = 0\nconnect_timeout_s = 3\n'
-            f'[[push_hosts]]\nname = "push[1-2]"\ndirectory = "{site.delivered("%h")}"\n'
-            f'[[servers]]\nname = "web[1-6]"\ntransport = "ssh"\ndestination = "{site.delivered("%h")}"\n'
-        )
+        self.configure(("web[1-6]", ""))
         for number in range(3):
             (site.production / "world/a").mkdir(exist_ok=True)
             (site.production / f"world/a/{number}.html").write_text(str(number))
+
+    def configure(self, *kinds, transport="ssh", directory="", destination="", more=""):
+        """Write the master's settings, with servers and their skeleton for each kind of them."""
+        self.site.conf_file.write_text(
+            f'[push]\nssh = "{self.root}/ssh"\nretries = 0\nssh_keep_s = 0\nconnect_timeout_s = 3\n{more}'
+            f'[[push_hosts]]\nname = "push[1-2]"\ndirectory = "{directory or self.site.delivered("%h")}"\n'
+            + "".join(
+                f'[[servers]]\nname = "{names}"\nskeleton = "{skeleton}"\ntransport = "{transport}"\n'
+                f'destination = "{destination or self.site.delivered("%h")}"\n'
+                for names, skeleton in kinds
+            )
+        )
 
     def pretend(self, name, *lines):
         """Let a push host's relay be one that says these lines."""
@@ -202,3 +211,68 @@ def test_server_that_is_down_is_told_by_its_push_host_alone(hosts):
     assert hosts.faults == []
     assert [outcome.server for outcome in outcomes if outcome.faults] == ["web5"]
     assert hosts.went("push2") == {"web2", "web4", "web6"}
+
+
+SKELETON = """${FILES} -> ${HOSTS}
+    except ( world/a/private.html world/a/own.html ) ;
+    except_pat ( \\\\.log\\$ ) ;
+"""
+
+
+@pytest.mark.parametrize("option", ["-quiet", "-atomic"])
+@pytest.mark.parametrize("others", ["web.skel", ""], ids=["one kind", "two kinds"])
+def test_what_skeletons_and_modes_leave_out_is_neither_sent_nor_removed_by_push_hosts(hosts, others, option):
+    site = hosts.site
+    (site.root / "etc/web.skel").write_text(SKELETON)
+    hosts.configure(("web[1-3]", "web.skel"), ("web[4-6]", others))
+    for name, mode in (("private", 0o644), ("secret", 0o600)):
+        (site.production / f"world/a/{name}.html").write_text("new")
+        (site.production / f"world/a/{name}.html").chmod(mode)
+    for server in (*SERVERS, "push1", "push2"):
+        (site.delivered(server) / "world/a").mkdir(parents=True)
+        for name in ("private.html", "secret.html", "own.html", "x.log", "gone.html"):
+            (site.delivered(server) / "world/a" / name).write_text("old")
+    done = site.batch("wwwpush", option, "world/a")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "cannot push world/a/secret.html: others may not read it (mode 0600)" in line
+    assert hosts.went("master") == {"relay push1", "relay push2", "push1", "push2"}
+    sent = {"0.html": "0", "1.html": "1", "2.html": "2", "secret.html": "old"}
+    some = {**sent, "private.html": "old", "own.html": "old", "x.log": "old"}
+    every = {**sent, "private.html": "new"}
+    expected = dict.fromkeys(SERVERS[:3], some) | dict.fromkeys(SERVERS[3:], some if others else every)
+    for server, held in {**expected, "push1": expected["web6"], "push2": expected["web6"]}.items():
+        found = {file.name: file.read_text() for file in (site.delivered(server) / "world/a").iterdir()}
+        assert (server, found) == (server, held)
+
+
+@pytest.mark.parametrize("is_moved", [False, True], ids=["same place", "elsewhere"])
+def test_rdist_on_a_push_host_leaves_out_what_the_masters_skeleton_says(hosts, is_moved):
+    site, root = hosts.site, hosts.root
+    (site.root / "etc/web.skel").write_text(SKELETON.replace("world/a/own.html", "world/a/o*n.html"))
+    rdist = root / "rdist"
+    rdist.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/push/rdist_standin.py "$@"\n')
+    rdist.chmod(0o755)
+    more = f'rdist = "{rdist}"\n'
+    for name in ("push1", "push2"):
+        settings_file = root / f"{name}.toml"
+        text = settings_file.read_text() + more
+        settings_file.write_text(text if is_moved else text.replace(str(site.delivered(name)), str(site.production)))
+    directory = "" if is_moved else site.production
+    hosts.configure(
+        ("web[1-6]", "web.skel"), transport="rdist", directory=directory, destination="/srv/www", more=more
+    )
+    (site.production / "world/a/private.html").write_text("new")
+    old = {"private.html", "own.html", "x.log"}
+    for server in SERVERS:
+        (root / "there" / server / "srv/www/world/a").mkdir(parents=True)
+        for name in (*old, "gone.html"):
+            (root / "there" / server / "srv/www/world/a" / name).write_text("old")
+    done = site.batch("wwwpush", "-keep", "world/a", RDIST_STANDIN_ROOT=str(root / "there"))
+    assert (done.returncode, done.stderr) == (0, "")
+    for server in SERVERS:
+        held = {file.name: file.read_text() for file in (root / "there" / server / "srv/www/world/a").iterdir()}
+        assert held == {"0.html": "0", "1.html": "1", "2.html": "2"} | dict.fromkeys(old, "old")
+    for state, count in [(root / "push1.state", 3), (root / "push2.state", 3), (site.state, 6)]:
+        kept = list((state / "distfiles").glob("*.dist"))
+        assert len(kept) == (count if is_moved == (state == site.state) else 0)

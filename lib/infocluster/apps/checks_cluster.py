@@ -14,7 +14,7 @@ from infocluster.apps import accounts
 from infocluster.apps.accounts import User
 from infocluster.apps.checks import Fault, NotCheckedError, Place, by_server_or_all, only, quoted
 from infocluster.config import Settings
-from infocluster.errors import InfoclusterError, UnavailableError
+from infocluster.errors import InfoclusterError
 from infocluster.gather import drop
 
 APP = "check-site"
@@ -64,13 +64,16 @@ def destinations(place: Place) -> Iterator[Fault]:
 
 
 def reach(place: Place) -> Iterator[Fault]:
-    """Check that the batch host's owner gets to every server by ssh, and may write where the tree lies there."""
+    """Check that the batch host's owner gets to every server and push host, and may write the tree there."""
     only(place.is_batch, "batch host")
-    far = [server for server in _all_servers(place) if server.transport in ("ssh", "rdist")]
-    if not far:
-        raise NotCheckedError("no server is reached by ssh")
     from concurrent.futures import ThreadPoolExecutor
 
+    from infocluster.push import shares
+
+    far = [server for server in _all_servers(place) if server.transport != "local"]
+    far += shares.push_hosts(place.settings)
+    if not far:
+        raise NotCheckedError("every server is a directory of this host")
     owner = place.owner()
     if os.getuid() not in (0, owner.uid):
         raise NotCheckedError(f"only root and {owner.name} can tell")
@@ -79,36 +82,63 @@ def reach(place: Place) -> Iterator[Fault]:
         for server, fault in zip(far, answers, strict=True):
             if fault:
                 target = f"{server.user}@{server.name}" if server.user else server.name
-                yield Fault(f"{server.name}: {fault}", f"runuser -u {quoted(owner.name)} -- ssh {quoted(target)}")
+                way = ["ssh", target] if server.transport != "daemon" else ["rsync", _in_module(server)]
+                mend = f"runuser -u {quoted(owner.name)} -- {way[0]} {quoted(way[1])}"
+                yield Fault(f"{server.name}: {fault}", mend)
 
 
 def _reached(server: "Server", settings_now: Settings, owner: User) -> str:
-    """Return what keeps the owner from pushing to a server, or "": asked of ssh itself, in the owner's place."""
+    """Return what keeps the owner from pushing to a server, or "": asked of its transport, in the owner's place."""
+    from infocluster.push import handover, shares
+
     push = settings_now["push"]
-    words = [push["ssh"], "-oBatchMode=yes", f"-oConnectTimeout={int(push['connect_timeout_s'])}"]
-    words += ["-F", push["ssh_config"]] if push["ssh_config"] else []
-    words += ["-l", server.user] if server.user else []
-    words += ["-p", str(server.port)] if server.port else []
     as_owner = [] if os.getuid() == owner.uid else ["/sbin/runuser", "-u", owner.name, "--"]
-    test = (
-        f"test -d {quoted(server.destination)} && test -w {quoted(server.destination)} && command -v rsync >/dev/null"
-    )
+    is_push_host = server.kind == shares.KIND
+    if server.transport == "daemon":
+        # Asked to write nothing: it refuses where it would refuse a file.
+        limit = f"--contimeout={max(1, round(push['connect_timeout_s']))}"
+        words = [push["rsync"], "--dry-run", "--files-from=/dev/null", limit, "--no-motd", "--", "/"]
+        words.append(_in_module(server))
+    else:
+        words = [push["ssh"], "-oBatchMode=yes", f"-oConnectTimeout={int(push['connect_timeout_s'])}"]
+        words += ["-F", push["ssh_config"]] if push["ssh_config"] else []
+        words += ["-l", server.user] if server.user else []
+        words += ["-p", str(server.port)] if server.port else []
+        program = "rdistd" if server.transport == "rdist" else "rsync"
+        directory = quoted(server.destination)
+        test = f"test -d {directory} && test -w {directory} && command -v {program} >/dev/null"
+        # A relay says who it is before it finds that nobody is there.
+        test += f" && {{ {shares.relay_command(settings_now)} </dev/null; true; }}" if is_push_host else ""
+        words += ["--", server.name, test]
     try:
-        outcome = processes.run([*as_owner, *words, "--", server.name, test], push["connect_timeout_s"] + 20)
-    except UnavailableError as error:
+        outcome = processes.run([*as_owner, *words], push["connect_timeout_s"] + 20)
+        said = outcome.errors.decode("utf-8", "replace").strip().splitlines()
+        if is_push_host and outcome.output:
+            handover.check_version(handover.read(outcome.output.partition(b"\n")[0]))
+        if outcome.status == 0 and (outcome.output or not is_push_host):
+            return ""
+    except InfoclusterError as error:
         return str(error)
-    if outcome.status == 0:
-        return ""
-    said = outcome.errors.decode("utf-8", "replace").strip().splitlines()
-    return said[-1] if said else f"{server.destination} is missing or not to be written there, or rsync is missing"
+    if server.transport == "daemon":
+        return said[0] if said else f"rsync ended with status {outcome.status}"
+    needed = f"{program}, or wwwpush," if is_push_host else program
+    return said[-1] if said else f"{server.destination} is missing or not to be written there, or {needed} is missing"
+
+
+def _in_module(server: "Server") -> str:
+    """Return the destination on an rsync daemon as rsync is told it; it has to be there."""
+    from infocluster.push import rsync
+
+    return f"{rsync.address(server)}{server.destination}/."
 
 
 def programs(place: Place) -> Iterator[Fault]:
     """Check that the programs that the settings call for are there."""
     only(place.is_batch, "batch host")
     wanted: dict[str, str] = {}
-    for server in _all_servers(place):
-        wanted |= dict(TRANSPORT_PROGRAMS.get(server.transport, ()))
+    transports = {server.transport for server in _all_servers(place)} | {"ssh" for _ in place.settings["push_hosts"]}
+    for transport in transports:
+        wanted |= dict(TRANSPORT_PROGRAMS.get(transport, ()))
     for program, package in sorted(wanted.items()):
         if shutil.which(program) is None:
             yield Fault(f"the program {program} is missing", f"apt-get install -y {package}")

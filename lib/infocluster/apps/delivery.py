@@ -14,7 +14,7 @@ import time
 from functools import partial
 
 from infocluster.cron.command import Run
-from infocluster.errors import InfoclusterError, UsageError
+from infocluster.errors import InfoclusterError, RefusedError, UsageError
 from infocluster.locks import pathlocks
 from infocluster.names import shown
 from infocluster.publish import place
@@ -152,6 +152,9 @@ def _verify(run: Run, kind: str, paths: list[str]) -> str:
 def _relay(run: Run) -> str:
     from infocluster.push import relay
 
+    # It takes from the master what a developer has no say in, such as where the servers have their trees.
+    if "SUDO_UID" in os.environ:
+        raise RefusedError("cannot relay: a relay is started by ssh as the file owner, and not through sudo")
     sys.exit(relay.serve(sys.stdin.buffer, sys.stdout.buffer, run.settings))
 
 

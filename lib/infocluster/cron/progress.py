@@ -15,7 +15,7 @@ BYTES = "bytes"
 
 @contextmanager
 def bar(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar on standard error while the context is open, if that is a terminal.
+    """Show a bar with its rate on standard error while the context is open, if that is a terminal.
 
     Args:
         what: what is being done, such as ``"reading"``.
@@ -35,13 +35,21 @@ def bar(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], Non
         MofNCompleteColumn,
         Progress,
         ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
+        TransferSpeedColumn,
     )
+    from rich.text import Text
 
-    counted: tuple[ProgressColumn, ...] = (DownloadColumn(),)
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.1f} {unit}/s")
+
+    counted: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn())
     if unit != BYTES:
-        counted = (MofNCompleteColumn(), TextColumn(unit, markup=False))
+        counted = (MofNCompleteColumn(), TextColumn(unit, markup=False), Rate())
     shown = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from infocluster import trees
 from infocluster.config import Settings
@@ -20,13 +20,17 @@ from infocluster.push import transport
 from infocluster.push.order import Order, Outcome
 from infocluster.push.servers import Server
 
+if TYPE_CHECKING:
+    from infocluster.push.skeleton import Skeleton
+
 
 class Job(NamedTuple):
-    """What one server gets: a listing of the production tree, and the paths that it is of."""
+    """What one server gets: a listing of the production tree, the paths that it is of, and who left out what."""
 
     server: Server
     listing: trees.Listing
     paths: list[str]
+    skeleton: "Skeleton | None" = None
 
 
 def out(
@@ -95,7 +99,7 @@ def _serve_all(waiting: deque[Job], order: Order, ended: "SimpleQueue[tuple[Job,
 def _serve(job: Job, common: Order) -> Outcome:
     push = common.settings["push"]
     began = time.monotonic()
-    order = common._replace(paths=job.paths, end=began + push["server_timeout_s"])
+    order = common._replace(paths=job.paths, skeleton=job.skeleton, end=began + push["server_timeout_s"])
     pause_s = push["retry_pause_s"]
     changes: list[trees.Action] = []
     begun: list[trees.Action] = []

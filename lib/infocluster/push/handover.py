@@ -13,13 +13,16 @@ Shape: one JSON object a line, each way. From the relay, in this order::
     or at any place ``{"error": "cannot ..."}`` as the last line. From the master::
 
     {"format": "infocluster relay 1", "version": "0.1.0", "lease_s": 10.0, "server_timeout_s": 3600,
-     "atomic": false, "paths": ["world"], "listings": [[...]],
+     "atomic": false, "keep": false, "paths": ["world"], "listings": [[...]],
+     "skeletons": [["${FILES} -> ...", "/etc/infocluster/distfile.web.skel", "/www"]],
      "jobs": [{"server": {"name": "web1", "kind": "web", ...}, "paths": ["world"], "listing": 0}]}
     {"go": true}
 
     A listing has one array for each directory, parents first: ``["world/a", 16877, true, {"b.html": [33188, 8211,
     1763838251250000000, ""]}, ["left.html"], ["absent.html"]]``: path, mode, whether it is whole, entries, names left
-    alone, names absent, as in `trees.Directory`. Bytes that are not UTF-8 travel as lone surrogates in JSON escapes.
+    alone, names absent, as in `trees.Directory`. Each listing has its skeleton, or null: its text, its file, and the
+    directory as which the master read it; so what only a server has stays there as it does without a relay. Bytes
+    that are not UTF-8 travel as lone surrogates in JSON escapes.
     An empty line says that its sender is there.
 
 Whoever can write to a relay can push what is below the paths as that host's file owner; nothing else is to be had
@@ -31,7 +34,7 @@ Source: RFC 8259 (JSON).
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infocluster import __version__, files, names, trees
 from infocluster import settings as table
@@ -42,6 +45,9 @@ from infocluster.push.fan import Job
 from infocluster.push.order import Outcome
 from infocluster.push.servers import Server
 
+if TYPE_CHECKING:
+    from infocluster.push.skeleton import Skeleton
+
 FORMAT = "infocluster relay 1"
 HELLO = {"format": FORMAT, "version": __version__}
 LOCKED = {"locked": True}
@@ -50,6 +56,7 @@ BEAT = b"\n"
 LEASE_LEAST_S = 3.0
 LEASE_MOST_S = 3600.0
 LIMIT_BYTES = 1 << 28
+LEFT = "the master leaves it out"
 
 Message = dict[str, Any]
 
@@ -64,6 +71,7 @@ class Share:
         lease_s: seconds without a word from the master after which the work ends.
         server_timeout_s: seconds that one server may take.
         atomic: see `order.Order`.
+        keep: see `order.Order`.
     """
 
     paths: list[str]
@@ -71,6 +79,7 @@ class Share:
     lease_s: float
     server_timeout_s: float
     atomic: bool
+    keep: bool = False
 
 
 def written(message: Message) -> bytes:
@@ -108,17 +117,22 @@ def share_told(share: Share) -> Message:
     """Return the message that hands over a share."""
     places: dict[int, int] = {}
     listings: list[list[Any]] = []
+    skeletons: list[list[str] | None] = []
     for job in share.jobs:
         if id(job.listing) not in places:
             places[id(job.listing)] = len(listings)
             listings.append(list(_packed(job.listing.top, "")))
+            skeleton = job.skeleton
+            skeletons.append([skeleton.text, skeleton.file, skeleton.top] if skeleton else None)
     return {
         **HELLO,
         "lease_s": share.lease_s,
         "server_timeout_s": share.server_timeout_s,
         "atomic": share.atomic,
+        "keep": share.keep,
         "paths": share.paths,
         "listings": listings,
+        "skeletons": skeletons,
         "jobs": [
             {"server": job.server._asdict(), "paths": job.paths, "listing": places[id(job.listing)]}
             for job in share.jobs
@@ -131,20 +145,25 @@ def share_read(message: Message, production_dir: str) -> Share:
 
     Raises:
         BadInputError: it is not in its form, or of another version.
+        ConfigError: a skeleton cannot be read.
         RefusedError: it names something that a relay does not do.
     """
     check_version(message)
     try:
-        lease_s, timeout_s, atomic, paths, listings, jobs = _values(
-            message, "lease_s", "server_timeout_s", "atomic", "paths", "listings", "jobs", also=HELLO
+        lease_s, timeout_s, atomic, keep, paths, listings, skeletons, jobs = _values(
+            message,
+            *("lease_s", "server_timeout_s", "atomic", "keep", "paths", "listings", "skeletons", "jobs"),
+            also=HELLO,
         )
         _check_paths(paths)
-        unpacked = [_unpacked(each, paths, production_dir) for each in listings]
-        share = Share(paths, [_job(each, paths, unpacked) for each in jobs], float(lease_s), float(timeout_s), atomic)
+        read = [_skeleton(each) for each in skeletons]
+        unpacked = [_unpacked(*each, paths, production_dir) for each in zip(listings, read, strict=True)]
+        work = [_job(each, paths, unpacked, read) for each in jobs]
+        share = Share(paths, work, float(lease_s), float(timeout_s), atomic, keep)
         if not (LEASE_LEAST_S <= share.lease_s <= LEASE_MOST_S and 0 < share.server_timeout_s <= 86400):
             raise ValueError("a number of seconds is out of its range")
-        if not jobs or not isinstance(atomic, bool):
-            raise ValueError("there is no server, or atomic is neither true nor false")
+        if not jobs or not (isinstance(atomic, bool) and isinstance(keep, bool)):
+            raise ValueError("there is no server, or atomic or keep is neither true nor false")
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, UsageError) as error:
         raise BadInputError(f"the work is not in its form: {printable(str(error))}") from error
     return share
@@ -225,14 +244,23 @@ def _cover(paths: Sequence[str], others: Iterable[str]) -> bool:
     return all(any(other == path or other.startswith(path + "/") for path in paths) for other in others)
 
 
-def _job(message: Any, paths: list[str], listings: list[trees.Listing]) -> Job:
+def _skeleton(values: Any) -> "Skeleton | None":
+    if values is None:
+        return None
+    from infocluster.push.skeleton import Skeleton
+
+    text, file, top = values
+    return Skeleton.parsed(str(text), str(file), str(top))
+
+
+def _job(message: Any, paths: list[str], listings: list[trees.Listing], skeletons: "list[Skeleton | None]") -> Job:
     server, own_paths, place = _values(message, "server", "paths", "listing")
     _check_paths(own_paths)
     if not _cover(paths, own_paths):
         raise RefusedError("cannot relay: a server's paths are not below those of the push")
     if not 0 <= place < len(listings):
         raise ValueError("there is no such listing")
-    return Job(_server(server), listings[place], own_paths)
+    return Job(_server(server), listings[place], own_paths, skeletons[place])
 
 
 def _server(message: Any) -> Server:
@@ -247,9 +275,10 @@ def _server(message: Any) -> Server:
     return server
 
 
-def _unpacked(packed: Any, paths: list[str], production_dir: str) -> trees.Listing:
+def _unpacked(packed: Any, skeleton: "Skeleton | None", paths: list[str], production_dir: str) -> trees.Listing:
     """Return a listing of this host's tree that holds what the master's does, and nothing but what is below paths."""
     listing = trees.Listing(production_dir)
+    listing.leave = skeleton.leave if skeleton else None
     known: dict[str, trees.Directory] = {}
     for path, mode, whole, entries, left, absent in packed:
         directory = trees.Directory(int(mode), bool(whole))
@@ -266,6 +295,9 @@ def _unpacked(packed: Any, paths: list[str], production_dir: str) -> trees.Listi
             listing.count += 1
             listing.size_bytes += int(size)
         directory.left.update(_component(name) for name in left)
+        for name in left:
+            why = skeleton.leave(path, name, 0) if skeleton else None
+            listing.left.append((trees.join(path, name), why or LEFT))
         directory.absent.update(_component(name) for name in absent)
         held = [path] if whole else [trees.join(path, name) for name in (*entries, *absent)]
         if not _cover(paths, held):

@@ -2,11 +2,14 @@
 """What a transport is asked for, and how it went: the words between a push and its transports."""
 
 import threading
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from infocluster import trees
 from infocluster.config import Settings
 from infocluster.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from infocluster.push.skeleton import Skeleton
 
 
 class UnreachableError(UnavailableError):
@@ -24,6 +27,7 @@ class Order(NamedTuple):
         end: when the time is over, as `time.monotonic` has it, s.
         stopped: set when the whole push is to end.
         keep: whether a generated distfile is kept.
+        skeleton: what the server's skeleton says; None where it has none.
     """
 
     settings: Settings
@@ -33,6 +37,7 @@ class Order(NamedTuple):
     end: float
     stopped: threading.Event
     keep: bool = False
+    skeleton: "Skeleton | None" = None
 
 
 # The reason of an action that was begun, and not told to be done.

@@ -39,7 +39,7 @@ from infocluster.names import printable
 from infocluster.push import ssh
 from infocluster.push.order import Order
 from infocluster.push.servers import Server
-from infocluster.push.skeleton import REMOVE, SEND, LeftOut, Skeleton, located
+from infocluster.push.skeleton import REMOVE, SEND, LeftOut, Skeleton
 from infocluster.trees import Action, Directory, Listing
 
 OUTPUT_LIMIT_BYTES = 1 << 30
@@ -77,7 +77,7 @@ def push(server: Server, listing: Listing, order: Order) -> Iterator[Action]:
 
     Raises:
         RefusedError: each directory should switch over in one step, which rdist cannot do.
-        ConfigError: the skeleton or the server's user cannot be used, or rdist is not there.
+        ConfigError: the server's user cannot be used, or rdist is not there.
         UnreachableError: the server could not be reached, or the connection broke.
         UnavailableError: rdist did not end in time, or the push was stopped.
     """
@@ -86,8 +86,7 @@ def push(server: Server, listing: Listing, order: Order) -> Iterator[Action]:
     settings = order.settings
     if not os.access(settings["push"]["rdist"], os.X_OK):
         raise ConfigError(f"cannot push to {server.name}: there is no program {settings['push']['rdist']}")
-    skeleton = Skeleton.read(located(server.skeleton), settings) if server.skeleton else Skeleton.none(settings)
-    return _Push(server, listing, order, skeleton).actions()
+    return _Push(server, listing, order, order.skeleton or Skeleton.none(settings)).actions()
 
 
 class _Push:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of a push that runs on a push host: ``wwwpush -relay``, started by the master over ssh.
 
-1. The relay says which version it is. The master hands over a `handover.Share`.
+1. The relay says which version it is. The master hands over a `handover.Share`. Where this host's own settings have
+   servers, those of the share have to be among them; so a push host that has the master's settings serves no others.
 2. It takes the path locks of its own host, so that nobody else pushes or installs there meanwhile, and says so.
 3. The master, who is the one that writes there now, updates this host's production tree like a server's; says go.
 4. The relay compares its tree with what the master listed and pushes nothing if anything differs.
@@ -41,8 +42,9 @@ from infocluster.errors import (
 )
 from infocluster.locks import pathlocks
 from infocluster.names import printable
-from infocluster.push import fan, handover
+from infocluster.push import fan, handover, servers
 from infocluster.push.handover import Message
+from infocluster.push.order import Outcome
 
 # Seconds after the lease at which a relay that lost its master has ended, by force if need be.
 GRACE_S = 2.0
@@ -83,17 +85,32 @@ def _serve(master: "_Master", settings: Settings) -> None:
     production_dir = settings["site"]["production_dir"]
     master.tell(handover.HELLO)
     share = handover.share_read(master.line(), production_dir)
+    _check_servers(share, settings)
     own = {**settings, "push": {**settings["push"], "server_timeout_s": share.server_timeout_s}}
     with master.at_work(share.lease_s), _locked(share.paths, settings, master):
         master.tell(handover.LOCKED)
         if master.line() != handover.GO:
             raise BadInputError("cannot relay: expected to be told to go")
         _compare(share, production_dir)
-        fan.out(
-            share.jobs, own, False, share.atomic, done=lambda _, outcome: master.tell(handover.outcome_told(outcome))
-        )
+
+        def told(_job: fan.Job, outcome: Outcome) -> None:
+            master.tell(handover.outcome_told(outcome))
+
+        fan.out(share.jobs, own, False, share.atomic, done=told, keep=share.keep)
     master.finished.set()
     master.tell({"done": len(share.jobs)})
+
+
+def _check_servers(share: handover.Share, settings: Settings) -> None:
+    """Raise RefusedError for a server that this host's settings have otherwise, or not, where they have any."""
+    if not settings["servers"]:
+        return
+    known: set[servers.Server] = set()
+    for kind in {job.server.kind for job in share.jobs} & {section["kind"] for section in settings["servers"]}:
+        known.update(servers.of_kind(settings, kind))
+    for job in share.jobs:
+        if job.server not in known:
+            raise RefusedError(f"cannot relay to {job.server.name}: this host's settings have no such [[servers]]")
 
 
 def _locked(paths: list[str], settings: Settings, master: "_Master") -> AbstractContextManager[None]:
@@ -190,15 +207,18 @@ class _Master:
 
 
 def _compare(share: handover.Share, production_dir: str) -> None:
-    """Raise RefusedError unless this host's tree holds all that is to be sent from it, and nothing that is not."""
+    """Raise RefusedError unless this host's tree holds all that is to be sent from it, and nothing that is not.
+
+    What a skeleton leaves alone and only this host has is left out from here, as it would be at the master.
+    """
     here = trees.scan(production_dir, share.paths)
     for listing in {id(job.listing): job.listing for job in share.jobs}.values():
-        different = next(_different(listing.top, here.top, ""), None)
+        different = next(_different(listing, listing.top, here.top, ""), None)
         if different is not None:
             raise RefusedError(f"cannot relay: {printable(different)} is not as the master has it")
 
 
-def _different(wanted: trees.Directory, found: trees.Directory, path: str) -> Iterator[str]:
+def _different(listing: trees.Listing, wanted: trees.Directory, found: trees.Directory, path: str) -> Iterator[str]:
     for name, entry in wanted.entries.items():
         if _whole_seconds(entry) != _whole_seconds(found.entries.get(name)):
             yield trees.join(path, name)
@@ -207,13 +227,19 @@ def _different(wanted: trees.Directory, found: trees.Directory, path: str) -> It
         gone = more - wanted.entries.keys() - wanted.directories.keys() - wanted.left
     else:
         gone = wanted.absent & (found.entries.keys() | found.directories.keys())
-    yield from (trees.join(path, name) for name in sorted(gone))
+    for name in sorted(gone):
+        more_path = trees.join(path, name)
+        if wanted.whole and (why := listing.stays(more_path)):
+            wanted.left.add(name)
+            listing.left.append((more_path, why))
+        else:
+            yield more_path
     for name, below in wanted.directories.items():
         # What is only on the way to something that is gone need not be there.
         there = found.directories.get(name, trees.Directory(trees.ABSENT, False))
         if below.whole and (there.mode == trees.ABSENT or (below.mode ^ there.mode) & 0o077):
             yield trees.join(path, name)
-        yield from _different(below, there, trees.join(path, name))
+        yield from _different(listing, below, there, trees.join(path, name))
 
 
 def _whole_seconds(entry: trees.Entry | None) -> tuple[int, int, int, str] | None:

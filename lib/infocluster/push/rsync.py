@@ -399,11 +399,8 @@ class Push:
         elif server.transport == "ssh":
             target = [remote_shell(server, self.order.settings), "--", *sources, f"{server.name}:{destination}"]
         else:
-            at = f"{user}@" if (user := ssh.user(server)) else ""
-            port = f":{server.port}" if server.port else ""
             seconds = max(1, round(push["connect_timeout_s"]))
-            target = [f"--contimeout={seconds}", "--no-motd", "--", *sources]
-            target.append(f"rsync://{at}{server.name}{port}{destination}")
+            target = [f"--contimeout={seconds}", "--no-motd", "--", *sources, address(server) + destination]
         return processes.run(
             words + target,
             max(left_s, 0),
@@ -541,6 +538,12 @@ def _pattern(path: str) -> bytes:
     text = b"/" + os.fsencode(path)
     # Without a wildcard a pattern is taken as it is, backslashes too.
     return re.sub(rb"[\\*?[]", rb"\\\g<0>", text) if re.search(rb"[*?[]", text) else text
+
+
+def address(server: Server) -> str:
+    """Return what the destination on an rsync daemon's host begins with. Raises as `ssh.user`."""
+    at = f"{user}@" if (user := ssh.user(server)) else ""
+    return f"rsync://{at}{server.name}{f':{server.port}' if server.port else ''}"
 
 
 def remote_shell(server: Server, settings: Settings) -> str:

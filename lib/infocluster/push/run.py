@@ -232,12 +232,23 @@ def _leave(skeleton: "Skeleton | None") -> trees.Leave:
     return leave
 
 
+def _leave_to_none(skeletons: "set[Skeleton | None]") -> trees.Leave:
+    """Return what tells why no kind of server gets something."""
+    every = [_leave(skeleton) for skeleton in skeletons]
+
+    def leave(directory: str, name: str, mode: int) -> str | None:
+        whys = [one(directory, name, mode) for one in every]
+        return whys[0] if all(whys) else None
+
+    return leave
+
+
 def _jobs(kind: Kind, request: Request, lacking: dict[str, list[str]], conf: Settings, told: Say) -> Iterator[Job]:
     """Yield what each server of a kind gets: everything, what changed since it had that, or what it lacks."""
     if request.quick:
         for share in manifest.plan(conf["site"]["state_dir"], kind.servers, kind.listing, kind.paths, lacking, told):
             for server in share.servers:
-                yield Job(server, share.listing, share.paths)
+                yield Job(server, share.listing, share.paths, kind.skeleton)
         return
     for server in kind.servers:
         wanted = kind.paths
@@ -246,7 +257,7 @@ def _jobs(kind: Kind, request: Request, lacking: dict[str, list[str]], conf: Set
             standing = ledger.standing(conf["site"]["production_dir"], lacks)
             wanted = plan.common(kind.paths, standing)
         listing = kind.listing if wanted == kind.paths else manifest.part(kind.listing, wanted)
-        yield Job(server, listing, wanted)
+        yield Job(server, listing, wanted, kind.skeleton)
 
 
 @contextmanager
@@ -280,14 +291,15 @@ def _sent(
     if conf["push_hosts"] and not request.show:
         from infocluster.push import shares
 
-        listings = {id(job.listing): job for job in jobs}
-        if len(listings) == 1:
-            return shares.fan_out(
-                jobs, jobs[0].listing, jobs[0].paths, conf, request.atomic, advance, say=say, fault=told
-            )
-        everything = trees.outermost(path for job in jobs for path in job.paths)
-        whole = trees.scan(conf["site"]["production_dir"], everything)
-        return shares.fan_out(jobs, whole, everything, conf, request.atomic, advance, say=say, fault=told)
+        listing, paths = jobs[0].listing, jobs[0].paths
+        if any(job.listing is not listing for job in jobs):
+            paths = trees.outermost(path for job in jobs for path in job.paths)
+            leave = _leave_to_none({job.skeleton for job in jobs})
+            listing = trees.scan(conf["site"]["production_dir"], paths, leave)
+            listing.leave = leave
+        return shares.fan_out(
+            jobs, listing, paths, conf, request.atomic, advance, say=say, fault=told, keep=request.keep
+        )
     return fan.out(jobs, conf, request.show, request.atomic, advance, keep=request.keep)
 
 

@@ -61,6 +61,12 @@ def push_hosts(settings: Settings) -> list[Server]:
     return servers.of_kind({**settings, "servers": sections}, KIND) if sections else []
 
 
+def relay_command(settings: Settings) -> str:
+    """Return the command that starts the relay on a push host, for the shell that sshd(8) hands it to."""
+    program = settings["push"]["push_host_command"] or config.ROOT + "/batch/wwwpush"
+    return f"{shlex.quote(program)} -relay"
+
+
 def fan_out(
     jobs: list[Job],
     listing: trees.Listing,
@@ -71,14 +77,17 @@ def fan_out(
     done: Callable[[Job, Outcome], None] | None = None,
     say: Say = print,
     fault: Say = print,
+    keep: bool = False,
 ) -> list[Outcome]:
     """Serve all servers over the push hosts, and return how it went, in the order of the jobs.
 
-    Servers that are directories of this host are served from here. The caller holds the path locks of this host.
+    Servers that are directories of this host are served from here, and those of rdist where a push host has the tree
+    elsewhere: rdist compares what a skeleton leaves out with whole paths. The caller holds the path locks of this
+    host.
 
     Args:
         jobs: one a server, as for `fan.out`; each one's listing is part of `listing`.
-        listing: what the push hosts need to hold.
+        listing: what the push hosts need to hold: all that some server gets. What it leaves alone stays there.
         paths: the tree paths that it is of.
         settings: all settings, with push hosts.
         atomic: see `Order`.
@@ -86,15 +95,19 @@ def fan_out(
         done: called with each outcome as soon as there is one, one at a time.
         say: gets a line for what push hosts wait for.
         fault: gets a line for each push host that failed, and where its share goes.
+        keep: see `Order`.
 
     Raises:
         ConfigError: the push hosts in the settings are not in order.
         BaseException: what interrupts it, such as a signal; the relays have by then ended or are cut off.
     """
-    near = [job for job in jobs if job.server.transport == "local"]
-    far = [job for job in jobs if job.server.transport != "local"]
-    work = _Work(far, listing, paths, settings, atomic, advance, done, say, fault)
-    hosts = push_hosts(settings) if far else []
+    hosts = push_hosts(settings)
+    is_moved = any(host.destination != settings["site"]["production_dir"] for host in hosts)
+    here = {"local", "rdist"} if is_moved else {"local"}
+    near = [job for job in jobs if job.server.transport in here]
+    far = [job for job in jobs if job.server.transport not in here]
+    work = _Work(far, listing, paths, settings, atomic, keep, advance, done, say, fault)
+    hosts = hosts if far else []
     work.deal(hosts)
     threads = [threading.Thread(target=work.run, args=(host,), name=host.name, daemon=True) for host in hosts]
     try:
@@ -103,7 +116,7 @@ def fan_out(
         for jobs_here in (near, work.wait):
             mine = jobs_here() if callable(jobs_here) else jobs_here
             if mine:
-                outcomes = fan.out(mine, settings, False, atomic, work.advanced, work.noted)
+                outcomes = fan.out(mine, settings, False, atomic, work.advanced, work.noted, keep)
                 work.outcomes.update((outcome.server, outcome) for outcome in outcomes)
     finally:
         work.stop()
@@ -125,6 +138,7 @@ class _Work:
         paths: list[str],
         settings: Settings,
         atomic: bool,
+        keep: bool,
         advance: Callable[[int], None] | None,
         done: Callable[[Job, Outcome], None] | None,
         say: Say,
@@ -135,6 +149,7 @@ class _Work:
         self.paths = paths
         self.settings = settings
         self.atomic = atomic
+        self.keep = keep
         self.advance = advance
         self.done = done
         self.say = say
@@ -280,6 +295,7 @@ class _Session:
             self.work.lease_s,
             push["server_timeout_s"],
             self.work.atomic,
+            self.work.keep,
         )
         self._tell(talk, handover.share_told(share))
         self.has_work = True
@@ -372,6 +388,4 @@ class _Session:
 
 def _ssh_words(host: Server, settings: Settings) -> list[str]:
     """Return the command that starts a push host's relay."""
-    program = settings["push"]["push_host_command"] or config.ROOT + "/batch/wwwpush"
-    # sshd(8) hands it to a shell.
-    return [*ssh.arguments(host, settings), host.name, f"{shlex.quote(program)} -relay"]
+    return [*ssh.arguments(host, settings), host.name, relay_command(settings)]

@@ -160,17 +160,20 @@ class Skeleton:
         file: its path, "" for none.
         notify: who gets a letter, as it is written there.
         specials: the commands for the servers, in their order.
+        text: what was read.
+        top: the production tree's directory, as which it was read.
     """
 
-    __slots__ = ("_excepted", "_options", "_top", "file", "notify", "specials")
+    __slots__ = ("_excepted", "_options", "file", "notify", "specials", "text", "top")
 
     def __init__(self, file: str, top: str) -> None:
         self.file = file
         self.notify: list[str] = []
         self.specials: list[Special] = []
-        self._top = top.rstrip("/")
+        self.text = ""
+        self.top = top.rstrip("/")
         self._options: tuple[str, ...] = DEFAULT_OPTIONS
-        self._excepted = Paths(self._top)
+        self._excepted = Paths(self.top)
 
     @classmethod
     def none(cls, settings: Settings) -> "Skeleton":
@@ -204,7 +207,8 @@ class Skeleton:
             ConfigError: ``FILE:LINE: expected WHAT, found WHAT``.
         """
         result = cls(file, top)
-        _Reader(result, names.printable(file), result._top).read(distfile.parse(text, names.printable(file)))
+        result.text = text
+        _Reader(result, names.printable(file), result.top).read(distfile.parse(text, names.printable(file)))
         return result
 
     def left_out(self, paths: Iterable[str]) -> list[tuple[str, LeftOut]]:
@@ -278,7 +282,7 @@ class Skeleton:
             left: tree paths that are left out for other reasons than this skeleton's.
             destination: the tree's directory on the server; "" where it is the same as here.
         """
-        work = _Distribution(self._top, destination.rstrip("/") or self._top, self._options)
+        work = _Distribution(self.top, destination.rstrip("/") or self.top, self._options)
         excepted = work.excepted(self._excepted, left)
         whole = [path for path in paths if directories is None or path in directories]
         hidden = {path: why for path in paths if (why := work.unwritable(path))}
