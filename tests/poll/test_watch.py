@@ -3,6 +3,7 @@
 
 import email
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Site
+from conftest import ROOT, Site
 from infocluster.poll import agent, state
 from infocluster.poll.state import State
 
@@ -228,6 +229,46 @@ def test_core_filer_that_hangs_does_not_keep_the_others(site: Site) -> None:
         (site.root / "never").write_text("")
         assert running.wait(30) == 0
     assert found(two, "cf-two").state == "complete"
+
+
+OWN = """
+from infocluster.poll.backends import base
+
+
+class Backend(base.Base):
+    def start(self, state):
+        return self.filer["nothing"]
+
+    def status(self, state):
+        return state.nothing
+
+    confirm = status
+"""
+
+
+def test_backend_of_ones_own_that_is_wrong_stops_nobody_else(site: Site, tmp_path: Path) -> None:
+    for name in ("batch", "lib"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "compiled"))
+    backends = tmp_path / "lib/infocluster/poll/backends"
+    (backends / "own.py").write_text(OWN)
+    (backends / "bad.py").write_text("class Backend(:\n")
+    others = "".join(f'[[core_filers]]\nname = "cf-{one}"\nbackend = "{one}"\n' for one in ("bad", "own"))
+    commands(site)
+    site.conf_file.write_text(f"{others}limit_s = 100\n{site.conf_file.read_text()}")
+    put(site, "new", mass="cf-bad")
+    fresh, broken = put(site, "new", mass="cf-own"), put(site, "starting", NOW + 1, mass="cf-own")
+    asked, late = put(site, "running", NOW + 2, mass="cf-own"), put(site, "running", NOW - 200, NOW - 150, "cf-own")
+    path = put(site, "new")
+    program = [sys.executable, str(tmp_path / "batch/backup-watch")]
+    environment = site.environment(SERVER_GATHER=str(site.gather()))
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "backend bad for cf-bad: SyntaxError: " in done.stderr
+    assert f"cf-own {NOW + 2}: AttributeError: " in done.stderr
+    stand = [found(one, "cf-own").state for one in (fresh, broken, asked, late)]
+    assert stand == ["failed", "starting", "running", "expired"]
+    assert "KeyError: 'nothing'" in found(fresh, "cf-own").why
+    assert found(path).state == "running"
 
 
 def test_settings_that_cannot_work_are_told(site: Site) -> None:

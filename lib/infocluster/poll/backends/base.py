@@ -123,14 +123,16 @@ def made(filer: dict[str, Any], poll: dict[str, Any], state_dir: str) -> Base:
     """Return the backend that a core filer's settings name.
 
     Raises:
-        ConfigError: there is none of that name, or it lacks a setting.
+        ConfigError: there is none of that name, it cannot be loaded, or it lacks a setting.
     """
     name = f"{__package__}.{filer['backend']}"
     try:
         module = importlib.import_module(name)
         found: type[Base] = module.Backend
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ConfigError(f"cannot use the backend {filer['backend']} for {filer['name']}: there is none") from error
+    except Exception as error:  # anybody's module at its start: whatever it raises is its fault
+        is_none = isinstance(error, ModuleNotFoundError) and error.name == name
+        why = "there is none" if is_none else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"cannot use the backend {filer['backend']} for {filer['name']}: {why}") from error
     return found(filer, poll, state_dir)
 
 

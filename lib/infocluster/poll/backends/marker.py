@@ -41,18 +41,22 @@ class Backend(base.Base):
             return Seen("running", "its marker is not there yet")
         except OSError as error:
             raise UnavailableError(f"cannot read {path}: {reason(error)}") from error
-        with open(fd, "rb") as file:
+        try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise UnavailableError(f"cannot use {path} as a marker: it is no plain file")
-            if status.st_mtime < state.asked:
-                return Seen("running", "its marker is of an earlier backup")
-            if time.time() - status.st_mtime < self.filer["marker_age_s"]:
-                return Seen("running", "its marker was touched a moment ago")
-            wanted = base.filled(self.filer["marker_text"], state).encode()
-            lines = [line.strip() for line in file.read(base.OUTPUT_LIMIT_BYTES).split(b"\n")]
-            if wanted and wanted not in lines:
-                return Seen("running", "its marker does not say yet that it is done")
+            content = os.read(fd, base.OUTPUT_LIMIT_BYTES)
+        except OSError as error:
+            raise UnavailableError(f"cannot read {path}: {reason(error)}") from error
+        finally:
+            os.close(fd)
+        if status.st_mtime < state.asked:
+            return Seen("running", "its marker is of an earlier backup")
+        if time.time() - status.st_mtime < self.filer["marker_age_s"]:
+            return Seen("running", "its marker was touched a moment ago")
+        wanted = base.filled(self.filer["marker_text"], state).encode()
+        if wanted and wanted not in [line.strip() for line in content.split(b"\n")]:
+            return Seen("running", "its marker does not say yet that it is done")
         return Seen("complete")
 
 
