@@ -95,8 +95,9 @@ def test_failed_backup_says_why_is_told_by_letter_and_is_final(site: Site, start
     assert starts(site) == 1
 
 
-def test_backend_that_cannot_be_asked_changes_nothing(site: Site) -> None:
-    commands(site, status="sleep 60", more="[poll]\nask_timeout_s = 0.3\n")
+@pytest.mark.parametrize("status", ["sleep 60", "kill -9 $$"])
+def test_backend_that_cannot_be_asked_changes_nothing(site: Site, status: str) -> None:
+    commands(site, status=status, more="[poll]\nask_timeout_s = 0.3\n")
     path = put(site, "running")
     assert watch(site).returncode == 1
     assert found(path).state == "running"
