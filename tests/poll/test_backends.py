@@ -2,6 +2,7 @@
 """Backends: what each takes for complete, and that every doubt is none. They run whole in test_cluster."""
 
 import http.server
+import itertools
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ import pytest
 
 from infocluster import settings
 from infocluster.errors import ConfigError, InfoclusterError, UnavailableError
-from infocluster.poll.backends import base, systemd
+from infocluster.poll.backends import base, snapshots, systemd
 from infocluster.poll.backends.base import FailedError, Seen
 from infocluster.poll.state import State
 
@@ -69,27 +70,34 @@ def test_marker_counts_when_it_is_of_this_run_old_enough_and_says_so(tmp_path: P
     [
         ('[{"time": "{after}"}, {"time": "2001-01-01T00:00:00Z"}]', "complete"),
         ('[{"time": "{before}"}]', "running"),
+        ('[{"time": "{ahead}"}, {"time": "{before}"}]', "running"),
+        ('[{"time": "{ahead}"}, {"time": "{after}"}]', "complete"),
+        ('[{"time": "{after}", "more": "' + "x" * 100_000 + '"}]', "complete"),
+        ('[{"time": "{after}", "more": "' + "x" * snapshots.LIST_LIMIT_BYTES + '"}]', ""),
         ('[{"time": 99999999999}, {"time": null}, {}, 7, {"time": "2999"}]', "running"),
         ("[]", "running"),
         ("{}", ""),
         ("no JSON", ""),
         ("[" * 60_000, ""),
     ],
+    ids=itertools.count(),
 )
-def test_snapshot_counts_when_it_is_newer_than_target_time_and_first_poll(
-    tmp_path: Path, printed: str, state: str
+@pytest.mark.parametrize("ahead_s", [-300, 300])
+def test_snapshot_counts_when_it_was_begun_since_the_first_poll_and_is_not_of_the_future(
+    tmp_path: Path, printed: str, state: str, ahead_s: int
 ) -> None:
-    for name, shift in (("{after}", 60), ("{before}", -1)):
+    made = State("cf/one", int(NOW) + ahead_s, "5f0c2a9be7d14c33", "running", NOW - 10, NOW - 10)
+    for name, shift in (("{after}", -9), ("{before}", -11), ("{ahead}", 86400)):
         # As restic prints it: nanoseconds and an offset.
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S.123456789+00:00", time.gmtime(NOW + shift))
         printed = printed.replace(name, stamp)
     (tmp_path / "list").write_text(printed)
     one = backend(tmp_path, "snapshots", f'status = ["/bin/cat", "{tmp_path}/list"]')
     if state:
-        assert one.status(run()).state == state
+        assert one.status(made).state == state
     else:
-        with pytest.raises(UnavailableError):
-            one.status(run())
+        with pytest.raises(UnavailableError, match="cannot read the list of snapshots: "):
+            one.status(made)
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,10 @@ class Base:
         # Where nothing is started by us, nothing was lost.
         return None if self.filer["start"] else Seen("running")
 
-    def ran(self, command: list[str], state: State, timeout_s: float) -> processes.Outcome:
-        """Run a command to its end.
+    def ran(
+        self, command: list[str], state: State, timeout_s: float, limit_bytes: int = OUTPUT_LIMIT_BYTES
+    ) -> processes.Outcome:
+        """Run a command to its end, and return the first bytes of what it says.
 
         Raises:
             UnavailableError: it cannot be run, or is not done in time.
@@ -115,7 +117,7 @@ class Base:
                 environment[f"{word.upper()}_TOKEN"] = made.decode("ascii")
         arguments = [filled(word, state) for word in command]
         return processes.run(
-            arguments, timeout_s, environment=environment, directory="/", output_limit_bytes=OUTPUT_LIMIT_BYTES
+            arguments, timeout_s, environment=environment, directory="/", output_limit_bytes=limit_bytes
         )
 
 
