@@ -2,14 +2,15 @@
 """The backend ``marker``: the backup touches a file when it is done.
 
 Only a file that was touched after the first poll counts, so yesterday's releases nothing; the clocks of the file's
-host and of this one have to agree. ``marker_age_s`` waits until nobody has written to it for so long, ``marker_text``
-asks for a line in it, with ``%t`` and the like filled in. A start command is run where there is one.
+host and of this one have to agree. What keeps a backup of an earlier target time that ends late from releasing this
+one is ``%t`` or ``%r``, in the file's name or in ``marker_text``, a line that has to stand in it. ``marker_age_s``
+waits until nobody has written to it for so long. A start command is run where there is one.
 
     [[core_filers]]
     name = "cf-projects"
     backend = "marker"
-    marker = "/srv/backup/done/cf-projects"
-    marker_text = "complete %t"
+    start = ["/usr/local/sbin/backup-start", "%m", "%t"]
+    marker = "/srv/backup/done/%m-%t"
 """
 
 import os
