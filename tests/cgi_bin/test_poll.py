@@ -93,6 +93,8 @@ def test_complete_releases_every_time_it_is_asked(site: Site, name: str) -> None
         assert poll(site, query()).body.count(agent.RELEASE.encode()) == 1
     found = state.read(str(path), NAME, NOW)
     assert found and found.state == "released" and not log(site)
+    # What was begun in time is answered however long it took.
+    assert agent.RELEASE.encode() in poll(site, query(put(site, name, NOW - 86400 - 100).stem)).body
     # Leading zeros are the same number.
     assert agent.RELEASE.encode() in poll(site, query(f"0{NOW}")).body
 

@@ -64,7 +64,7 @@ def _answered(request: Request, now: float) -> Response:
         from infocluster.apps import poll_page
 
         return Response(poll_page.page(request.settings, state_dir, now), HTML, fields=NEVER_KEPT)
-    mass, target = _key(values, request.settings, now)
+    mass, target = _key(values, request.settings)
     if "done" in values or "failed" in values:
         return _heard(request, values, state_dir, mass, target)
     return _said(_polled(request, state_dir, mass, target, now))
@@ -99,8 +99,8 @@ def _check_token(told: str, name: str) -> None:
         raise HttpError(403, "The token is missing or wrong.")
 
 
-def _key(values: "dict[str, str]", settings: "dict[str, Any]", now: float) -> "tuple[str, int]":
-    """Return core filer and target time, if they are some that may be asked for."""
+def _key(values: "dict[str, str]", settings: "dict[str, Any]") -> "tuple[str, int]":
+    """Return core filer and target time, if they are some that there can be."""
     mass, digits = values.get("mass", ""), values.get("targetTime", "")
     if not mass or not digits:
         raise HttpError(400, "The arguments mass and targetTime have to be given.")
@@ -108,10 +108,7 @@ def _key(values: "dict[str, str]", settings: "dict[str, Any]", now: float) -> "t
         raise HttpError(404, "There is no core filer of this name here.")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 11):
         raise HttpError(400, "The targetTime has to be a Unix time of 1 to 11 digits.")
-    target, poll = int(digits), settings["poll"]
-    if not now - poll["age_s"] <= target <= now + poll["horizon_s"]:
-        raise HttpError(400, "The targetTime is too long ago or too far ahead.")
-    return mass, target
+    return mass, int(digits)
 
 
 def _polled(request: Request, state_dir: str, mass: str, target: int, now: float) -> str:
@@ -119,6 +116,8 @@ def _polled(request: Request, state_dir: str, mass: str, target: int, now: float
     path = state.file(state_dir, mass, target)
     try:
         found = state.read(path, mass, target)
+        if found is None:
+            _check_time(target, request.settings["poll"], now)
         if request.method == "HEAD":
             return agent.text(found or agent.asked(mass, target, "", now))
         if found is None:
@@ -141,6 +140,12 @@ def _polled(request: Request, state_dir: str, mass: str, target: int, now: float
             _log(str(error))
     state.touch(path)
     return said
+
+
+def _check_time(target: int, poll: "dict[str, Any]", now: float) -> None:
+    """Go on where a new target time may be taken; one that was is answered for as long as it is kept."""
+    if not now - poll["age_s"] <= target <= now + poll["horizon_s"]:
+        raise HttpError(400, "The targetTime is too long ago or too far ahead.")
 
 
 def _heard(request: Request, values: "dict[str, str]", state_dir: str, mass: str, target: int) -> Response:
