@@ -85,6 +85,18 @@ def test_first_poll_starts_the_backup_and_is_answered_as_the_cluster_expects(sit
     assert log(site) == [str(NOW)]
 
 
+def test_what_the_settings_released_is_answered_with_the_phrase_and_with_why(site: Site) -> None:
+    configure(site)
+    path = put(site, "released")
+    found = state.read(str(path), NAME, NOW)
+    assert found
+    found.flags, found.why = "forced", "the tape is torn"
+    path.write_bytes(state.content(found))
+    for _ in range(2):
+        body = poll(site, query()).body
+        assert body.count(agent.RELEASE.encode()) == 1 and b"is not complete (the tape is torn)" in body
+
+
 @pytest.mark.parametrize("name", ["complete", "released"])
 def test_complete_releases_every_time_it_is_asked(site: Site, name: str) -> None:
     configure(site)
@@ -195,6 +207,8 @@ def test_backup_says_itself_how_it_ended(site: Site) -> None:
             return bool(found and found.state == expected)
 
         until(stands)
+        late = poll(site, query(target, "cf-back", **{word: token})).body.decode()
+        assert "too late" in late and expected in late and agent.RELEASE not in late
 
 
 def test_token_is_what_the_manual_says_openssl_makes() -> None:

@@ -169,9 +169,10 @@ def _heard(request: Request, values: "dict[str, str]", state_dir: str, mass: str
         return _said(agent.UNREADABLE)
     if found is None:
         raise HttpError(404, "Nobody has asked for this backup.")
-    if found.state in agent.OPEN:
-        state.leave(state.file(state_dir, mass, target, state.DONE_SUFFIX), word)
-        _kick(request, state_dir, mass)
+    if found.state not in agent.OPEN:
+        return _said(f"This comes too late and is not kept: the backup is {found.state} already.\n")
+    state.leave(state.file(state_dir, mass, target, state.DONE_SUFFIX), word)
+    _kick(request, state_dir, mass)
     return _said(f"Noted: the backup says that it {'is done' if word == 'done' else 'failed'}.\n")
 
 
