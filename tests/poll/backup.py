@@ -58,6 +58,7 @@ def start(kind: str, directory: str) -> None:
 
 
 def tell(directory: str) -> None:
+    import http.client
     import urllib.parse
     import urllib.request
 
@@ -68,7 +69,14 @@ def tell(directory: str) -> None:
         "targetTime": os.environ["TARGET_TIME"],
         "done": os.environ["DONE_TOKEN"],
     }
-    urllib.request.urlopen(f"{address}?{urllib.parse.urlencode(arguments)}").read()
+    end = time.monotonic() + 30
+    while True:
+        try:
+            return urllib.request.urlopen(f"{address}?{urllib.parse.urlencode(arguments)}").close()
+        except (OSError, http.client.HTTPException):  # the server is restarting
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
 
 
 def status(kind: str, directory: str) -> int:
