@@ -186,8 +186,16 @@ def test_only_allowed_addresses_and_the_token_may_ask(site: Site) -> None:
     for address in ("192.0.2.8", "", "x", "::ffff:192.0.2.7%lo"):
         assert poll(site, right, REMOTE_ADDR=address).status == 403
     assert b"cf one" in poll(site, "token=open+sesame", REMOTE_ADDR="192.0.2.7").body
-    assert b"cf one" in site.cgi("status.cgi", REMOTE_ADDR="192.0.2.7").body
-    assert b"cf one" not in site.cgi("status.cgi", REMOTE_ADDR="192.0.2.8").body
+    for address, told, is_shown in (
+        ("192.0.2.7", "open+sesame", 1),
+        ("192.0.2.7", "x", 0),
+        ("192.0.2.8", "open+sesame", 0),
+    ):
+        shown = site.cgi("status.cgi", REMOTE_ADDR=address, QUERY_STRING=f"token={told}")
+        assert shown.status == 200 and (b"cf one" in shown.body) == is_shown
+    # As a cluster may append its arguments to a Poll URL that has one.
+    appended = "token=open+sesame?" + query()
+    assert agent.RELEASE.encode() in poll(site, appended, REMOTE_ADDR="192.0.2.7").body
 
 
 def test_backup_says_itself_how_it_ended(site: Site) -> None:
@@ -245,6 +253,8 @@ def test_state_that_cannot_be_kept_is_503(site: Site, gather: str) -> None:
     configure(site)
     reply = poll(site, query(), SERVER_GATHER=gather)
     assert reply.status == 503 and agent.RELEASE.encode() not in reply.body
+    assert reply.fields["Content-Type"].startswith("text/plain") and reply.fields["Pragma"] == "no-cache"
+    assert reply.fields["Retry-After"] and b"(Incident " in reply.body
 
 
 def test_too_many_states_are_refused(site: Site) -> None:

@@ -272,6 +272,19 @@ def test_backend_of_ones_own_that_is_wrong_stops_nobody_else(site: Site, tmp_pat
     assert found(path).state == "running"
 
 
+def test_fifty_core_filers_are_looked_at_in_one_round(site: Site) -> None:
+    names = [f"cf-{number}" for number in range(50)]
+    sections = (
+        f'[[core_filers]]\nname = "{name}"\nbackend = "marker"\nmarker = "{site.root}/%m"\n' for name in names
+    )
+    site.configure("".join(sections))
+    paths = {name: put(site, "running", mass=name) for name in names}
+    for name in names[::2]:
+        (site.root / name).touch()
+    assert watch(site).returncode == 0
+    assert [found(paths[name], name).state for name in names] == ["complete", "running"] * 25
+
+
 def test_settings_that_cannot_work_are_told(site: Site) -> None:
     site.configure('[[core_filers]]\nname = "cf-one"\nbackend = "none-such"\n')
     put(site, "new")

@@ -10,9 +10,9 @@ Source: Avere operations guide, "Implementing a URL Polling Agent"; RFC 9110.
 import posix
 import time
 
-from infocluster.errors import UnavailableError
+from infocluster.errors import InfoclusterError, UnavailableError
 from infocluster.poll import agent, state
-from infocluster.web.request import Request
+from infocluster.web.request import Request, pairs
 from infocluster.web.response import HTML, TEXT, HttpError, Response
 
 TYPE_CHECKING = False
@@ -31,16 +31,16 @@ _KNOWN = frozenset({"mass", "targetTime", "token", "done", "failed"})
 
 
 def answer(request: Request) -> Response:
-    """Answer one poll, or one word of a backup about itself, or show people how all stand.
-
-    Raises:
-        UnavailableError: the state cannot be read or written now.
-        ConfigError: a secret that the settings name is not there.
-    """
+    """Answer one poll, or one word of a backup about itself, or show people how all stand."""
     try:
         return _answered(request, time.time())
     except HttpError as error:
         return _said(str(error) + "\n", error.http_status, error.fields)
+    except InfoclusterError as error:
+        from infocluster.web import cgi
+
+        status, sentence, fields = cgi.told(error)
+        return _said(sentence + "\n", status, fields)
 
 
 def _answered(request: Request, now: float) -> Response:
@@ -48,7 +48,9 @@ def _answered(request: Request, now: float) -> Response:
     poll = request.settings["poll"]
     if not is_allowed(request):
         raise HttpError(403, "This address may not ask here.")
-    sent = request.query()
+    # A Poll URL with a query of its own: how a cluster appends its arguments to that is not documented.
+    query = request.variables.get(b"QUERY_STRING", b"")
+    sent = pairs(query.replace(b"?mass=", b"&mass=").replace(b"?targetTime=", b"&targetTime="))
     if request.method == "POST":
         sent += request.form(BODY_LIMIT_BYTES)
     values: dict[str, str] = {}
@@ -58,7 +60,7 @@ def _answered(request: Request, now: float) -> Response:
                 raise HttpError(400, f"There has to be one {name} only.")
             values[name] = value
     if poll["token"]:
-        _check_token(values.get("token", ""), poll["token"])
+        check_token(values.get("token", ""), poll["token"])
     state_dir = directory(poll, request.variable("SERVER_GATHER"))
     if request.method != "POST" and values.keys() <= {"token"}:
         from infocluster.apps import poll_page
@@ -92,7 +94,17 @@ def is_allowed(request: Request) -> bool:
     return not allowed or request.comes_from(allowed)
 
 
-def _check_token(told: str, name: str) -> None:
+def check_token(told: str, name: str) -> None:
+    """Go on with the right token only.
+
+    Args:
+        told: what was sent.
+        name: the file in etc/secrets that holds the token.
+
+    Raises:
+        HttpError: 403.
+        ConfigError: the file is not there.
+    """
     from infocluster import secrets
 
     if not secrets.is_same(told, secrets.read(name)):
