@@ -3,7 +3,8 @@
 
 A command is an argument list that no shell reads. In each argument ``%m`` stands for the core filer's name, ``%t``
 for the target time, ``%r`` for the run's id, ``%j`` for the job, ``%%`` for ``%``. The same stand in its environment
-as CORE_FILER, TARGET_TIME, RUN_ID and JOB, beside PATH and LANG; with a secret set also DONE_TOKEN and FAILED_TOKEN.
+as CORE_FILER, TARGET_TIME, RUN_ID and JOB, beside PATH, LANG and TZ; with a secret set also DONE_TOKEN and
+FAILED_TOKEN. Nothing else is in it: HOME and what opens a repository, a command has to be given itself.
 """
 
 import importlib

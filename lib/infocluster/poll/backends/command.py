@@ -2,7 +2,8 @@
 """The backend ``command``: one command starts the backup, another says how it stands.
 
 The start command hands the backup to something that outlives it (systemd-run, ssh to the filer, at) and ends with 0;
-anything else, or the time limit, is a failure for good. Its first line of output is the job, ``%j`` from then on.
+anything else, or the time limit, is a failure for good. It has not ended before its outputs are closed: what it
+leaves running has to have others. Its first line of output is the job, ``%j`` from then on.
 
 The status command ends with 0 when the backup is complete, 75 while it runs, anything else when it failed; one that
 was killed says nothing, and is asked again. The last line of its output is the progress, or why it failed. It is
