@@ -21,6 +21,22 @@ backend = "command"
 start = ["/bin/sh", "-c", "echo start >>{root}/log; echo job"]
 status = ["/bin/sh", "-c", "grep -q start {root}/log || exit 1; test -e {root}/finished || exit 75", "%r"]
 """
+UNIT = """
+[[core_filers]]
+name = "cf"
+backend = "systemd"
+unit = "backup.service"
+systemctl = "{root}/systemctl"
+"""
+SYSTEMCTL = """#!/bin/sh
+cd {root}
+test $1 = show || {{ echo start >>log; exit; }}
+echo LoadState=loaded; echo Result=success
+test -e log || {{ echo ActiveState=inactive; echo SubState=dead; exit; }}
+echo InvocationID=ours
+test -e finished && echo ActiveState=active || echo ActiveState=activating
+echo SubState=exited
+"""
 ENDS = {"released", "failed"}
 
 
@@ -42,9 +58,11 @@ def stands(site: Site, target: int = NOW) -> str:
     return found.state if found else ""
 
 
-def play(site: Site, phase: str, n: int) -> int:
+def play(site: Site, phase: str, n: int, conf: str) -> int:
     """Play a backup to its end, with one program killed in one phase; return how that program ended."""
-    site.configure(CONF.format(root=site.root))
+    site.configure(conf.format(root=site.root))
+    (site.root / "systemctl").write_text(SYSTEMCTL.format(root=site.root))
+    (site.root / "systemctl").chmod(0o755)
     lock = Path(state.place(str(site.gather() / "poll"), "cf")) / "lock"
     lock.parent.mkdir(parents=True)
     ended = 0
@@ -71,14 +89,23 @@ def play(site: Site, phase: str, n: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["first poll", "start", "end", "last poll"])
+@pytest.mark.parametrize(
+    ("phase", "conf"),
+    [("first poll", CONF), ("start", CONF), ("start", UNIT), ("end", CONF), ("last poll", CONF)],
+    ids=["first poll", "start", "start of a unit", "end", "last poll"],
+)
 def test_kill_at_each_step_never_releases_early_never_starts_twice_and_always_ends(
-    tmp_path: Path, phase: str
+    tmp_path: Path, phase: str, conf: str
 ) -> None:
-    count = play(Site(tmp_path / "whole").build(), phase, -1)
+    count = play(Site(tmp_path / "whole").build(), phase, -1, conf)
     assert count > (15 if phase == "start" else 5)
+    ends = set()
     for n in range(count):
-        assert play(Site(tmp_path / str(n)).build(), phase, n) == -9, n
+        site = Site(tmp_path / str(n)).build()
+        assert play(site, phase, n, conf) == -9, n
+        ends.add(stands(site))
+    # What was started and is known by its run goes on; what was not is failed.
+    assert ends == (ENDS if phase == "start" else {"released"})
 
 
 @pytest.mark.slow
