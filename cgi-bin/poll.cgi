@@ -10,7 +10,8 @@ A cluster asks about every 10 seconds. The first poll of a core filer and target
 however many nodes ask; every poll is answered in a sentence: starting, running and how far, complete, failed and why,
 expired. Only the answer that it is complete holds the phrase that lets the core filer go on; where the settings say
 on_failure = "release", that comes some time after a failure too. HEAD changes nothing; POST takes the arguments as a
-form. Other arguments are ignored, token is asked for where the settings name one.
+form. Other arguments are ignored, token is asked for where the settings name one. A second ? before mass or
+targetTime is taken for &.
 
 With done=TOKEN, or failed=TOKEN, a backup says itself how it ended (backend "callback"). Without arguments people see
 how all backups stand.

@@ -7,7 +7,7 @@ Usage: GET status.cgi
 
 Nodes as the controller published them last, with the age of that; reports that came to this server, and what was
 refused; core filers with the target times that a storage cluster asked for: state, since when, progress, last poll,
-and when the next one is expected. It changes nothing.
+and when the next one is expected; where polls need a token, with token=TOKEN only. It changes nothing.
 
 Reads: etc/infocluster.toml; $SERVER_GATHER/poll/, reports/, reports.refused; DOCUMENT_ROOT/nodes/status.json,
   metrics.txt

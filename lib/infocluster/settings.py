@@ -57,6 +57,7 @@ def _fits_tree_path(value: Any) -> bool:
 TEXT = Kind("a text in one line", lambda value: isinstance(value, str) and value.isprintable())
 NAME = Kind("a name of A-Z a-z 0-9 . _ -", lambda value: isinstance(value, str) and names.is_name(value))
 DIRECTORY = Kind("a directory", lambda value: isinstance(value, str) and value.isprintable() and value != "")
+PROGRAM = Kind("the path of a program", DIRECTORY.fits)
 TREE_PATH = Kind("a path below the trees, such as world/survey", _fits_tree_path)
 BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
 
@@ -276,7 +277,7 @@ TABLE = (
         "shows what it has to allow. None: it goes on as the developer, by group permissions.",
     ),
     Setting("install", "lock_timeout_s", _seconds(0, 86400), 3600, "Seconds an install waits for its path locks."),
-    Setting("install", "make", DIRECTORY, "/usr/bin/make", "The program that reads a .wwwinstmk."),
+    Setting("install", "make", PROGRAM, "/usr/bin/make", "The program that reads a .wwwinstmk."),
     Setting("install", "make_timeout_s", _seconds(1, 86400), 600, "Seconds it may take in one directory."),
     Setting(
         "install", "ignore", TEXTS, [".git", ".svn", ".hg", "CVS", "*~", "#*#", ".#*", ".*.sw[a-p]"],
@@ -300,7 +301,7 @@ TABLE = (
         "push", "retry_pause_s", _seconds(0, 600), 2,
         "Seconds before the first such try; each later one waits twice as long.",
     ),
-    Setting("push", "ssh", DIRECTORY, "/usr/bin/ssh", "The program that reaches servers, for ssh and rdist."),
+    Setting("push", "ssh", PROGRAM, "/usr/bin/ssh", "The program that reaches servers, for ssh and rdist."),
     Setting(
         "push", "ssh_config", TEXT, "",
         "A configuration file for it, with keys and known hosts; by default its own ones.",
@@ -313,8 +314,8 @@ TABLE = (
         "push", "push_host_command", TEXT, "",
         "The program wwwpush on the push hosts; by default called as here. An ssh key of theirs may allow no other.",
     ),
-    Setting("push", "rsync", DIRECTORY, "/usr/bin/rsync", "The program behind transport = \"ssh\" and \"daemon\"."),
-    Setting("push", "rdist", DIRECTORY, "/usr/bin/rdist", "The program behind transport = \"rdist\"."),
+    Setting("push", "rsync", PROGRAM, "/usr/bin/rsync", "The program behind transport = \"ssh\" and \"daemon\"."),
+    Setting("push", "rdist", PROGRAM, "/usr/bin/rdist", "The program behind transport = \"rdist\"."),
     Setting(
         "mail", "transport", _one_of("smtp", "sendmail"), "smtp",
         "How letters leave: over SMTP, or through a program that takes sendmail's options.",
@@ -322,7 +323,7 @@ TABLE = (
     Setting("mail", "smtp_host", TEXT, "localhost", "The mail server."),
     Setting("mail", "smtp_port", _whole(1, 65535), 25, "Its port."),
     Setting("mail", "timeout_s", _seconds(1, 600), 30, "Seconds to wait for an answer of the mail server."),
-    Setting("mail", "sendmail", DIRECTORY, "/usr/sbin/sendmail", "The program for transport = \"sendmail\"."),
+    Setting("mail", "sendmail", PROGRAM, "/usr/sbin/sendmail", "The program for transport = \"sendmail\"."),
     Setting("mail", "from", TEXT, "www-mgmt@localhost", "Who the letters are from."),
     Setting("mail", "to", TEXTS, ["www-mgmt@localhost"], "Who gets the night's report."),
     Setting(
@@ -337,11 +338,14 @@ TABLE = (
         "poll", "token", TEXT, "",
         "The file in etc/secrets that holds the token every poll has to bring, as in poll.cgi?token=... None: none.",
     ),
-    Setting("poll", "age_s", _whole(0, 31622400), 86400, "Seconds that a target time may lie in the past."),
-    Setting("poll", "horizon_s", _whole(0, 31622400), 691200, "Seconds that a target time may lie in the future."),
+    Setting(
+        "poll", "age_s", _whole(0, 31622400), 86400, "Seconds that a target time may lie in the past when it is new.",
+    ),
+    Setting("poll", "horizon_s", _whole(0, 31622400), 691200, "Seconds that it may lie in the future then."),
     Setting(
         "poll", "keep_days", _whole(1, 3650), 30,
-        "Days that a state is kept after its target time is no longer taken: what was released stays so.",
+        "Days that a state is kept, and answered, after its target time is no longer taken as a new one: what was "
+        "released stays so.",
     ),
     Setting(
         "poll", "states_limit", _whole(1, 1000000), 5000,
@@ -431,7 +435,7 @@ TABLE = (
         "Host names, in full or up to the first dot, of the machines it works on, where several have these settings. "
         "None: it works on each that has them.",
     ),
-    Setting("runbatch", "sudo", DIRECTORY, "/usr/bin/sudo", "The program by which it goes on as the file owner."),
+    Setting("runbatch", "sudo", PROGRAM, "/usr/bin/sudo", "The program by which it goes on as the file owner."),
     Setting(
         "runbatch", "time_limit_s", _seconds(1, 86400), 600,
         "Seconds a program may take; then it is ended, with all that it started.",
@@ -520,11 +524,15 @@ TABLE = (
         "core_filers", "secret", TEXT, "",
         "A file in etc/secrets. callback: the key of its tokens. url: what is sent as Authorization.",
     ),
-    Setting("core_filers", "marker", TEXT, "", "marker: the file that the backup touches; %m, %t, %r, %j as above."),
+    Setting(
+        "core_filers", "marker", TEXT, "",
+        "marker: the file that the backup touches; %m, %t, %r, %j as above. Without %t here or in marker_text, a "
+        "late backup releases the next target time too.",
+    ),
     Setting("core_filers", "marker_age_s", _seconds(0, 86400), 0, "marker: seconds since it was touched last."),
     Setting("core_filers", "marker_text", TEXT, "", "marker: a line that has to stand in it, such as \"done %t\"."),
     Setting("core_filers", "unit", TEXT, "", "systemd: the unit, such as \"backup@%m.service\"."),
-    Setting("core_filers", "systemctl", DIRECTORY, "/usr/bin/systemctl", "systemd: the program that is asked."),
+    Setting("core_filers", "systemctl", PROGRAM, "/usr/bin/systemctl", "systemd: the program that is asked."),
     Setting("core_filers", "list_pointer", TEXT, "", "snapshots: JSON pointer to the list; \"\" is the whole."),
     Setting("core_filers", "time_pointer", TEXT, "/time", "snapshots: JSON pointer from an item to its time."),
     Setting("core_filers", "start_url", TEXT, "", "url: the address of the POST that starts the backup."),

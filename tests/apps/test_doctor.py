@@ -59,7 +59,8 @@ class Patient:
             f'[gather]\ngather_dir = "{self.top}/gather"\n'
             f'[aggregate]\nmodule_dirs = ["{self.top}/modules"]\n[poll]\ntoken = "poll"\n'
             f'[[servers]]\nname = "web1"\ndestination = "{self.top}/copy"\n'
-            f'[[core_filers]]\nname = "cf"\nbackend = "callback"\nsecret = "poll"\nstart = ["/bin/true"]\n{more}'
+            f'[[core_filers]]\nname = "cf"\nbackend = "callback"\nsecret = "poll"\nstart = ["/bin/true"]\n'
+            f'[[core_filers]]\nname = "m"\nbackend = "marker"\nmarker = "/done"\nmarker_text = "%t"\n{more}'
         )
         config.compile_settings(str(self.conf))
 
@@ -237,6 +238,12 @@ ILLS: list[tuple[Callable[[Patient], object], str, str, str]] = [
         "polling",
         "o: core_filers.start names /no, which is missing",
         "whole path",
+    ),
+    (
+        lambda p: p.configure('[[core_filers]]\nname = "late"\nbackend = "marker"\nmarker = "/done"\n'),
+        "polling",
+        "late: core_filers.marker is that of any target time",
+        "put %t into marker",
     ),
     (lambda p: (p.tree / "etc/secrets/nodes/node1").write_text("short"), "nodes", "a key has 16 bytes", "openssl"),
     (

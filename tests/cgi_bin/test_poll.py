@@ -85,6 +85,18 @@ def test_first_poll_starts_the_backup_and_is_answered_as_the_cluster_expects(sit
     assert log(site) == [str(NOW)]
 
 
+def test_what_the_settings_released_is_answered_with_the_phrase_and_with_why(site: Site) -> None:
+    configure(site)
+    path = put(site, "released")
+    found = state.read(str(path), NAME, NOW)
+    assert found
+    found.flags, found.why = "forced", "the tape is torn"
+    path.write_bytes(state.content(found))
+    for _ in range(2):
+        body = poll(site, query()).body
+        assert body.count(agent.RELEASE.encode()) == 1 and b"is not complete (the tape is torn)" in body
+
+
 @pytest.mark.parametrize("name", ["complete", "released"])
 def test_complete_releases_every_time_it_is_asked(site: Site, name: str) -> None:
     configure(site)
@@ -93,6 +105,8 @@ def test_complete_releases_every_time_it_is_asked(site: Site, name: str) -> None
         assert poll(site, query()).body.count(agent.RELEASE.encode()) == 1
     found = state.read(str(path), NAME, NOW)
     assert found and found.state == "released" and not log(site)
+    # What was begun in time is answered however long it took.
+    assert agent.RELEASE.encode() in poll(site, query(put(site, name, NOW - 86400 - 100).stem)).body
     # Leading zeros are the same number.
     assert agent.RELEASE.encode() in poll(site, query(f"0{NOW}")).body
 
@@ -172,8 +186,16 @@ def test_only_allowed_addresses_and_the_token_may_ask(site: Site) -> None:
     for address in ("192.0.2.8", "", "x", "::ffff:192.0.2.7%lo"):
         assert poll(site, right, REMOTE_ADDR=address).status == 403
     assert b"cf one" in poll(site, "token=open+sesame", REMOTE_ADDR="192.0.2.7").body
-    assert b"cf one" in site.cgi("status.cgi", REMOTE_ADDR="192.0.2.7").body
-    assert b"cf one" not in site.cgi("status.cgi", REMOTE_ADDR="192.0.2.8").body
+    for address, told, is_shown in (
+        ("192.0.2.7", "open+sesame", 1),
+        ("192.0.2.7", "x", 0),
+        ("192.0.2.8", "open+sesame", 0),
+    ):
+        shown = site.cgi("status.cgi", REMOTE_ADDR=address, QUERY_STRING=f"token={told}")
+        assert shown.status == 200 and (b"cf one" in shown.body) == is_shown
+    # As a cluster may append its arguments to a Poll URL that has one.
+    appended = "token=open+sesame?" + query()
+    assert agent.RELEASE.encode() in poll(site, appended, REMOTE_ADDR="192.0.2.7").body
 
 
 def test_backup_says_itself_how_it_ended(site: Site) -> None:
@@ -193,6 +215,8 @@ def test_backup_says_itself_how_it_ended(site: Site) -> None:
             return bool(found and found.state == expected)
 
         until(stands)
+        late = poll(site, query(target, "cf-back", **{word: token})).body.decode()
+        assert "too late" in late and expected in late and agent.RELEASE not in late
 
 
 def test_token_is_what_the_manual_says_openssl_makes() -> None:
@@ -229,6 +253,8 @@ def test_state_that_cannot_be_kept_is_503(site: Site, gather: str) -> None:
     configure(site)
     reply = poll(site, query(), SERVER_GATHER=gather)
     assert reply.status == 503 and agent.RELEASE.encode() not in reply.body
+    assert reply.fields["Content-Type"].startswith("text/plain") and reply.fields["Pragma"] == "no-cache"
+    assert reply.fields["Retry-After"] and b"(Incident " in reply.body
 
 
 def test_too_many_states_are_refused(site: Site) -> None:

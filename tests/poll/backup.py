@@ -9,6 +9,7 @@ Usage: backup.py start KIND DIRECTORY     start it and return (CORE_FILER, TARGE
 The log DIRECTORY/log has a line for each start, ``start KEY TIME``, and for each end, ``done KEY TIME``.
 """
 
+import datetime
 import json
 import os
 import sys
@@ -40,6 +41,7 @@ def key() -> str:
 
 def start(kind: str, directory: str) -> None:
     log(directory, "start", key())
+    begun = time.time()
     print("job", os.environ["RUN_ID"])
     sys.stdout.flush()
     if not detach(directory):
@@ -51,11 +53,12 @@ def start(kind: str, directory: str) -> None:
         tell(directory)
     else:
         with open(f"{directory}/{name}.new", "w") as file:
-            file.write(f"complete {os.environ['TARGET_TIME']}\n")
+            file.write(f"complete {os.environ['TARGET_TIME']}\n{begun}\n")
         os.rename(f"{directory}/{name}.new", f"{directory}/{name}")
 
 
 def tell(directory: str) -> None:
+    import http.client
     import urllib.parse
     import urllib.request
 
@@ -66,15 +69,25 @@ def tell(directory: str) -> None:
         "targetTime": os.environ["TARGET_TIME"],
         "done": os.environ["DONE_TOKEN"],
     }
-    urllib.request.urlopen(f"{address}?{urllib.parse.urlencode(arguments)}").read()
+    end = time.monotonic() + 30
+    while True:
+        try:
+            return urllib.request.urlopen(f"{address}?{urllib.parse.urlencode(arguments)}").close()
+        except (OSError, http.client.HTTPException):  # the server is restarting
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
 
 
 def status(kind: str, directory: str) -> int:
-    is_done = os.path.exists(f"{directory}/{key().replace('/', '_')}")
+    marker = f"{directory}/{key().replace('/', '_')}"
+    is_done = os.path.exists(marker)
     if kind == "snapshots":
         times = ["2020-01-01T00:00:00Z", "not a time"]
         if is_done:
-            times.append(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600)))
+            with open(marker) as file:
+                begun = float(file.read().split()[-1])
+            times.append(datetime.datetime.fromtimestamp(begun, datetime.UTC).isoformat())
         print(json.dumps({"archives": [{"start": one} for one in times]}))
         return 0
     print("all of it" if is_done else "half of it")

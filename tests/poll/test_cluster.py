@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -144,32 +145,52 @@ def site(top: Path) -> Iterator[Apache]:
             yield server
 
 
+def until_it_says(log: Path, word: str) -> None:
+    end = time.monotonic() + 60
+    while not log.exists() or f"{word} " not in log.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.mark.root
 @pytest.mark.slow
 def test_cluster_is_released_once_for_each_target_time_and_never_early(open_dir: Path) -> None:
     now = int(time.time())
     keys = [(f"cf-{kind}", str(now + 300 * number)) for kind in KINDS for number in range(2)]
-    account = pwd.getpwnam(USER)
+    account, errors = pwd.getpwnam(USER), ""
     with site(open_dir) as server:
         address = f"{server.url}/cgi-bin/poll.cgi"
         watch = [str(open_dir / "infocluster/batch/backup-watch"), "-follow"]
         environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "SERVER_GATHER": str(open_dir / "gather")}
         cluster = [sys.executable, str(HERE / "cluster.py"), address, "0.6", *(word for key in keys for word in key)]
-        with subprocess.Popen(
-            watch, env=environment, user=account.pw_uid, group=account.pw_gid, extra_groups=[], stderr=subprocess.PIPE
-        ) as following:
-            try:
-                done = subprocess.run(cluster, capture_output=True, text=True, timeout=200, check=False)
-            finally:
-                following.terminate()
-                errors = following.communicate(timeout=30)[1].decode()
+        log = open_dir / "work/log"
+        with subprocess.Popen(cluster, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as polling:
+            # Each is ended, and begun again, when the first backup was started, and when the first one was done.
+            for word in ("start", "done", ""):
+                with subprocess.Popen(
+                    watch,
+                    env=environment,
+                    user=account.pw_uid,
+                    group=account.pw_gid,
+                    extra_groups=[],
+                    stderr=subprocess.PIPE,
+                ) as following:
+                    try:
+                        if word:
+                            until_it_says(log, word)
+                            os.kill(server.pid, signal.SIGHUP)
+                        else:
+                            said, faults = polling.communicate(timeout=200)
+                    finally:
+                        following.terminate()
+                        errors += following.communicate(timeout=30)[1].decode()
         page = urllib.request.urlopen(address).read().decode()
-    assert not done.stderr, done.stderr
+    assert polling.returncode == 0 and not faults, (faults, errors, page)
     assert "Traceback" not in errors
     # Polls under Apache started some themselves; this is where those would have written what went wrong.
     assert (open_dir / "gather/poll/backup-watch.log").read_text() == ""
     released: dict[str, float] = {}
-    for line in done.stdout.splitlines():
+    for line in said.splitlines():
         told = json.loads(line)
         released[told["key"]] = min(told["time"], released.get(told["key"], told["time"]))
     lines = [

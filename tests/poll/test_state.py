@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infocluster.errors import UnavailableError
 from infocluster.poll import agent, state
 from infocluster.poll.state import BadStateError, State
 
@@ -86,6 +87,16 @@ def test_first_state_of_a_key_is_made_once(tmp_path: Path) -> None:
     found = state.read(path, "cf-one", 5)
     assert found and found.state == "new"
     assert os.listdir(os.path.dirname(path)) == ["5.state"]
+
+
+def test_limit_counts_states_alone(tmp_path: Path) -> None:
+    for target in (1, 2):
+        assert state.create(state.file(str(tmp_path), "cf-one", target), one(target=target), 2)
+        state.leave(state.file(str(tmp_path), "cf-one", target, state.DONE_SUFFIX), "done")
+    last = state.file(str(tmp_path), "cf-one", 3)
+    with pytest.raises(UnavailableError):
+        state.create(last, one(target=3), 2)
+    assert state.create(last, one(target=3), 3)
 
 
 def test_name_of_a_core_filer_is_no_part_of_a_path() -> None:

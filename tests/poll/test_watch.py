@@ -3,6 +3,7 @@
 
 import email
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Site
+from conftest import ROOT, Site
 from infocluster.poll import agent, state
 from infocluster.poll.state import State
 
@@ -94,8 +95,9 @@ def test_failed_backup_says_why_is_told_by_letter_and_is_final(site: Site, start
     assert starts(site) == 1
 
 
-def test_backend_that_cannot_be_asked_changes_nothing(site: Site) -> None:
-    commands(site, status="sleep 60", more="[poll]\nask_timeout_s = 0.3\n")
+@pytest.mark.parametrize("status", ["sleep 60", "kill -9 $$"])
+def test_backend_that_cannot_be_asked_changes_nothing(site: Site, status: str) -> None:
+    commands(site, status=status, more="[poll]\nask_timeout_s = 0.3\n")
     path = put(site, "running")
     assert watch(site).returncode == 1
     assert found(path).state == "running"
@@ -228,6 +230,59 @@ def test_core_filer_that_hangs_does_not_keep_the_others(site: Site) -> None:
         (site.root / "never").write_text("")
         assert running.wait(30) == 0
     assert found(two, "cf-two").state == "complete"
+
+
+OWN = """
+from infocluster.poll.backends import base
+
+
+class Backend(base.Base):
+    def start(self, state):
+        return self.filer["nothing"]
+
+    def status(self, state):
+        return state.nothing
+
+    confirm = status
+"""
+
+
+def test_backend_of_ones_own_that_is_wrong_stops_nobody_else(site: Site, tmp_path: Path) -> None:
+    for name in ("batch", "lib"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "compiled"))
+    backends = tmp_path / "lib/infocluster/poll/backends"
+    (backends / "own.py").write_text(OWN)
+    (backends / "bad.py").write_text("class Backend(:\n")
+    others = "".join(f'[[core_filers]]\nname = "cf-{one}"\nbackend = "{one}"\n' for one in ("bad", "own"))
+    commands(site)
+    site.conf_file.write_text(f"{others}limit_s = 100\n{site.conf_file.read_text()}")
+    put(site, "new", mass="cf-bad")
+    fresh, broken = put(site, "new", mass="cf-own"), put(site, "starting", NOW + 1, mass="cf-own")
+    asked, late = put(site, "running", NOW + 2, mass="cf-own"), put(site, "running", NOW - 200, NOW - 150, "cf-own")
+    path = put(site, "new")
+    program = [sys.executable, str(tmp_path / "batch/backup-watch")]
+    environment = site.environment(SERVER_GATHER=str(site.gather()))
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "backend bad for cf-bad: SyntaxError: " in done.stderr
+    assert f"cf-own {NOW + 2}: AttributeError: " in done.stderr
+    stand = [found(one, "cf-own").state for one in (fresh, broken, asked, late)]
+    assert stand == ["failed", "starting", "running", "expired"]
+    assert "KeyError: 'nothing'" in found(fresh, "cf-own").why
+    assert found(path).state == "running"
+
+
+def test_fifty_core_filers_are_looked_at_in_one_round(site: Site) -> None:
+    names = [f"cf-{number}" for number in range(50)]
+    sections = (
+        f'[[core_filers]]\nname = "{name}"\nbackend = "marker"\nmarker = "{site.root}/%m"\n' for name in names
+    )
+    site.configure("".join(sections))
+    paths = {name: put(site, "running", mass=name) for name in names}
+    for name in names[::2]:
+        (site.root / name).touch()
+    assert watch(site).returncode == 0
+    assert [found(paths[name], name).state for name in names] == ["complete", "running"] * 25
 
 
 def test_settings_that_cannot_work_are_told(site: Site) -> None:

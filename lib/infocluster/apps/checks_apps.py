@@ -107,7 +107,7 @@ def runbatch(place: Place) -> Iterator[Fault]:
 
 
 def polling(place: Place) -> Iterator[Fault]:
-    """Check what the polling agent works with: backends that can be made, their programs, secrets its user reads."""
+    """Check what the polling agent works with: backends that can be made and told apart, programs, secrets."""
     only(place.is_web, "web server")
     poll, filers = place.settings["poll"], place.settings["core_filers"]
     if not filers:
@@ -126,6 +126,12 @@ def polling(place: Place) -> Iterator[Fault]:
                     f"{filer['name']}: core_filers.{setting} names {program}, which is missing or no program",
                     "install it, or name it by its whole path",
                 )
+        told = filer["marker"] + filer["marker_text"]
+        if filer["backend"] == "marker" and not any(word in told for word in ("%t", "%r")):
+            yield Fault(
+                f"{filer['name']}: core_filers.marker is that of any target time: a late backup releases the next",
+                "put %t into marker or marker_text, and have the backup write it",
+            )
     wanted = {name for name in (poll["token"], *(filer["secret"] for filer in filers)) if name}
     for name in sorted(wanted):
         yield from _read_by(f"{_secrets_dir(place)}/{name}", server)

@@ -10,9 +10,9 @@ Source: Avere operations guide, "Implementing a URL Polling Agent"; RFC 9110.
 import posix
 import time
 
-from infocluster.errors import UnavailableError
+from infocluster.errors import InfoclusterError, UnavailableError
 from infocluster.poll import agent, state
-from infocluster.web.request import Request
+from infocluster.web.request import Request, pairs
 from infocluster.web.response import HTML, TEXT, HttpError, Response
 
 TYPE_CHECKING = False
@@ -31,16 +31,16 @@ _KNOWN = frozenset({"mass", "targetTime", "token", "done", "failed"})
 
 
 def answer(request: Request) -> Response:
-    """Answer one poll, or one word of a backup about itself, or show people how all stand.
-
-    Raises:
-        UnavailableError: the state cannot be read or written now.
-        ConfigError: a secret that the settings name is not there.
-    """
+    """Answer one poll, or one word of a backup about itself, or show people how all stand."""
     try:
         return _answered(request, time.time())
     except HttpError as error:
         return _said(str(error) + "\n", error.http_status, error.fields)
+    except InfoclusterError as error:
+        from infocluster.web import cgi
+
+        status, sentence, fields = cgi.told(error)
+        return _said(sentence + "\n", status, fields)
 
 
 def _answered(request: Request, now: float) -> Response:
@@ -48,7 +48,9 @@ def _answered(request: Request, now: float) -> Response:
     poll = request.settings["poll"]
     if not is_allowed(request):
         raise HttpError(403, "This address may not ask here.")
-    sent = request.query()
+    # A Poll URL with a query of its own: how a cluster appends its arguments to that is not documented.
+    query = request.variables.get(b"QUERY_STRING", b"")
+    sent = pairs(query.replace(b"?mass=", b"&mass=").replace(b"?targetTime=", b"&targetTime="))
     if request.method == "POST":
         sent += request.form(BODY_LIMIT_BYTES)
     values: dict[str, str] = {}
@@ -58,13 +60,13 @@ def _answered(request: Request, now: float) -> Response:
                 raise HttpError(400, f"There has to be one {name} only.")
             values[name] = value
     if poll["token"]:
-        _check_token(values.get("token", ""), poll["token"])
+        check_token(values.get("token", ""), poll["token"])
     state_dir = directory(poll, request.variable("SERVER_GATHER"))
     if request.method != "POST" and values.keys() <= {"token"}:
         from infocluster.apps import poll_page
 
         return Response(poll_page.page(request.settings, state_dir, now), HTML, fields=NEVER_KEPT)
-    mass, target = _key(values, request.settings, now)
+    mass, target = _key(values, request.settings)
     if "done" in values or "failed" in values:
         return _heard(request, values, state_dir, mass, target)
     return _said(_polled(request, state_dir, mass, target, now))
@@ -92,15 +94,25 @@ def is_allowed(request: Request) -> bool:
     return not allowed or request.comes_from(allowed)
 
 
-def _check_token(told: str, name: str) -> None:
+def check_token(told: str, name: str) -> None:
+    """Go on with the right token only.
+
+    Args:
+        told: what was sent.
+        name: the file in etc/secrets that holds the token.
+
+    Raises:
+        HttpError: 403.
+        ConfigError: the file is not there.
+    """
     from infocluster import secrets
 
     if not secrets.is_same(told, secrets.read(name)):
         raise HttpError(403, "The token is missing or wrong.")
 
 
-def _key(values: "dict[str, str]", settings: "dict[str, Any]", now: float) -> "tuple[str, int]":
-    """Return core filer and target time, if they are some that may be asked for."""
+def _key(values: "dict[str, str]", settings: "dict[str, Any]") -> "tuple[str, int]":
+    """Return core filer and target time, if they are some that there can be."""
     mass, digits = values.get("mass", ""), values.get("targetTime", "")
     if not mass or not digits:
         raise HttpError(400, "The arguments mass and targetTime have to be given.")
@@ -108,10 +120,7 @@ def _key(values: "dict[str, str]", settings: "dict[str, Any]", now: float) -> "t
         raise HttpError(404, "There is no core filer of this name here.")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 11):
         raise HttpError(400, "The targetTime has to be a Unix time of 1 to 11 digits.")
-    target, poll = int(digits), settings["poll"]
-    if not now - poll["age_s"] <= target <= now + poll["horizon_s"]:
-        raise HttpError(400, "The targetTime is too long ago or too far ahead.")
-    return mass, target
+    return mass, int(digits)
 
 
 def _polled(request: Request, state_dir: str, mass: str, target: int, now: float) -> str:
@@ -119,6 +128,8 @@ def _polled(request: Request, state_dir: str, mass: str, target: int, now: float
     path = state.file(state_dir, mass, target)
     try:
         found = state.read(path, mass, target)
+        if found is None:
+            _check_time(target, request.settings["poll"], now)
         if request.method == "HEAD":
             return agent.text(found or agent.asked(mass, target, "", now))
         if found is None:
@@ -143,6 +154,12 @@ def _polled(request: Request, state_dir: str, mass: str, target: int, now: float
     return said
 
 
+def _check_time(target: int, poll: "dict[str, Any]", now: float) -> None:
+    """Go on where a new target time may be taken; one that was is answered for as long as it is kept."""
+    if not now - poll["age_s"] <= target <= now + poll["horizon_s"]:
+        raise HttpError(400, "The targetTime is too long ago or too far ahead.")
+
+
 def _heard(request: Request, values: "dict[str, str]", state_dir: str, mass: str, target: int) -> Response:
     """Keep what a backup says of itself, if it has the token for it."""
     from infocluster import secrets
@@ -164,9 +181,10 @@ def _heard(request: Request, values: "dict[str, str]", state_dir: str, mass: str
         return _said(agent.UNREADABLE)
     if found is None:
         raise HttpError(404, "Nobody has asked for this backup.")
-    if found.state in agent.OPEN:
-        state.leave(state.file(state_dir, mass, target, state.DONE_SUFFIX), word)
-        _kick(request, state_dir, mass)
+    if found.state not in agent.OPEN:
+        return _said(f"This comes too late and is not kept: the backup is {found.state} already.\n")
+    state.leave(state.file(state_dir, mass, target, state.DONE_SUFFIX), word)
+    _kick(request, state_dir, mass)
     return _said(f"Noted: the backup says that it {'is done' if word == 'done' else 'failed'}.\n")
 
 

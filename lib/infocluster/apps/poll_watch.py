@@ -70,8 +70,8 @@ def _round(run: Run, state_dir: str, filers: "list[dict[str, object]]", is_urgen
     def one(filer: "dict[str, object]") -> None:
         try:
             watch.advance(of_round, filer, is_urgent)
-        except InfoclusterError as error:
-            run.fault(f"{filer['name']}: {error}")
+        except Exception as error:  # whatever is wrong with one core filer, the others are looked at
+            run.fault(f"{filer['name']}: {watch.told(error)}")
 
     with ThreadPoolExecutor(min(AT_ONCE, len(filers) or 1)) as pool:
         list(pool.map(one, filers))

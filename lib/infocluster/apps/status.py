@@ -6,9 +6,9 @@ A part of the page is a function that returns its title and its HTML, in `PARTS`
 
 import time
 
-from infocluster.errors import UnavailableError
+from infocluster.errors import InfoclusterError
 from infocluster.web.request import Request
-from infocluster.web.response import HTML, Response, escaped
+from infocluster.web.response import HTML, HttpError, Response, escaped
 
 
 def answer(request: Request) -> Response:
@@ -40,9 +40,13 @@ def _polling(request: Request, now: float) -> "tuple[str, str]":
     if not poll.is_allowed(request):
         return title, "<p>Not shown to this address.</p>"
     try:
+        if token := request.settings["poll"]["token"]:
+            poll.check_token(dict(request.query()).get("token", ""), token)
         where = poll.directory(request.settings["poll"], request.variable("SERVER_GATHER"))
         return title, poll_page.table(request.settings, where, now)
-    except UnavailableError:
+    except HttpError:
+        return title, "<p>Shown with the token of polls only.</p>"
+    except InfoclusterError:
         return title, "<p>Its states cannot be read now.</p>"
 
 

@@ -79,7 +79,7 @@ def overdue(state: State, now: float, filer: "dict[str, Any]") -> State:
 
 
 def is_old(state: State, now: float, poll: "dict[str, Any]") -> bool:
-    """Tell whether a state may be forgotten: nobody may ask for its target time any more, nor may for days."""
+    """Tell whether a state may be forgotten: its target time has for days been too old to be taken as a new one."""
     kept_s = poll["age_s"] + poll["keep_days"] * 86400
     return bool(now > max(state.target, state.since) + kept_s)
 

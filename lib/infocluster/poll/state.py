@@ -181,7 +181,7 @@ def create(path: str, state: State, limit: int) -> bool:
     Args:
         path: its file.
         state: what it shall hold.
-        limit: how many files its directory may hold before.
+        limit: how many states its directory may hold before.
 
     Raises:
         UnavailableError: it cannot be written, or there are too many.
@@ -197,7 +197,7 @@ def create(path: str, state: State, limit: int) -> bool:
             fd = posix.open(temporary, flags, 0o640)
         try:
             try:
-                if len(posix.listdir(directory)) > limit:
+                if sum(name.endswith(SUFFIX) for name in posix.listdir(directory)) >= limit:
                     raise UnavailableError(f"cannot take one more state into {directory}: there are {limit}")
                 files.write_all(fd, content(state))
                 posix.fsync(fd)

@@ -98,8 +98,8 @@ def _one(watch: Watch, filer: dict[str, Any], backend: base.Base, target: int, i
             _advance(watch, filer, backend, path, found)
     except BadStateError as error:
         _set_aside(watch, filer["name"], target, path, error)
-    except InfoclusterError as error:
-        watch.fault(f"{filer['name']} {target}: {error}")
+    except Exception as error:  # whatever is wrong with one target time, the others are looked at
+        watch.fault(f"{filer['name']} {target}: {told(error)}")
 
 
 def _advance(watch: Watch, filer: dict[str, Any], backend: base.Base, path: str, found: State) -> None:
@@ -135,8 +135,8 @@ def _ask(watch: Watch, filer: dict[str, Any], backend: base.Base, path: str, fou
     """Ask how a running backup stands; only one that is not done by now can be late."""
     try:
         seen = backend.status(found)
-    except InfoclusterError as error:
-        watch.fault(f"{found.mass} {found.target}: {error}")
+    except Exception as error:  # whatever it is: what cannot be asked is late some day
+        watch.fault(f"{found.mass} {found.target}: {told(error)}")
         seen = base.Seen("running", found.progress)
     late = agent.overdue(found, watch.now(), filer)
     if seen.state == "running" and late is not found:
@@ -152,8 +152,8 @@ def _start(watch: Watch, backend: base.Base, path: str, found: State) -> None:
     _put(watch, path, starting)
     try:
         job = backend.start(starting)
-    except InfoclusterError as error:
-        _put(watch, path, starting.become("failed", watch.now(), str(error)))
+    except Exception as error:  # whatever it is: nobody knows what was started
+        _put(watch, path, starting.become("failed", watch.now(), told(error)))
         return
     running = starting.become("running", watch.now())
     running.job = job
@@ -237,6 +237,11 @@ def _tidy(directory: str, now: float) -> None:
                 os.unlink(entry.path)
         except FileNotFoundError:
             continue
+
+
+def told(error: Exception) -> str:
+    """Return what went wrong, in words; what is no error of ours with its name, a backend may be anybody's."""
+    return str(error) if isinstance(error, InfoclusterError) else f"{type(error).__name__}: {error}"
 
 
 def clock() -> float:

@@ -65,12 +65,16 @@ def answer(handler: str, request: Request) -> Response:
     except HttpError as error:
         return error_page(error.http_status, str(error), error.fields)
     except InfoclusterError as error:
-        status = error.http_status
-        incident = log(str(error))
-        again = (("Retry-After", RETRY_AFTER_S),) if status == 503 else ()
-        return error_page(status, f"{SENTENCES[status]} (Incident {incident})", again)
+        return error_page(*told(error))
     except Exception:  # a fault of ours: the traceback to the log, a sentence to the visitor
         return failed()
+
+
+def told(error: InfoclusterError) -> "tuple[int, str, tuple[tuple[str, str], ...]]":
+    """Write an error to the error log, and return the status, sentence and header fields for the visitor."""
+    status = error.http_status
+    again = (("Retry-After", RETRY_AFTER_S),) if status == 503 else ()
+    return status, f"{SENTENCES[status]} (Incident {log(str(error))})", again
 
 
 def failed() -> Response:

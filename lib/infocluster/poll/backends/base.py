@@ -3,7 +3,8 @@
 
 A command is an argument list that no shell reads. In each argument ``%m`` stands for the core filer's name, ``%t``
 for the target time, ``%r`` for the run's id, ``%j`` for the job, ``%%`` for ``%``. The same stand in its environment
-as CORE_FILER, TARGET_TIME, RUN_ID and JOB, beside PATH and LANG; with a secret set also DONE_TOKEN and FAILED_TOKEN.
+as CORE_FILER, TARGET_TIME, RUN_ID and JOB, beside PATH, LANG and TZ; with a secret set also DONE_TOKEN and
+FAILED_TOKEN. Nothing else is in it: HOME and what opens a repository, a command has to be given itself.
 """
 
 import importlib
@@ -98,8 +99,10 @@ class Base:
         # Where nothing is started by us, nothing was lost.
         return None if self.filer["start"] else Seen("running")
 
-    def ran(self, command: list[str], state: State, timeout_s: float) -> processes.Outcome:
-        """Run a command to its end.
+    def ran(
+        self, command: list[str], state: State, timeout_s: float, limit_bytes: int = OUTPUT_LIMIT_BYTES
+    ) -> processes.Outcome:
+        """Run a command to its end, and return the first bytes of what it says.
 
         Raises:
             UnavailableError: it cannot be run, or is not done in time.
@@ -115,7 +118,7 @@ class Base:
                 environment[f"{word.upper()}_TOKEN"] = made.decode("ascii")
         arguments = [filled(word, state) for word in command]
         return processes.run(
-            arguments, timeout_s, environment=environment, directory="/", output_limit_bytes=OUTPUT_LIMIT_BYTES
+            arguments, timeout_s, environment=environment, directory="/", output_limit_bytes=limit_bytes
         )
 
 
@@ -123,14 +126,16 @@ def made(filer: dict[str, Any], poll: dict[str, Any], state_dir: str) -> Base:
     """Return the backend that a core filer's settings name.
 
     Raises:
-        ConfigError: there is none of that name, or it lacks a setting.
+        ConfigError: there is none of that name, it cannot be loaded, or it lacks a setting.
     """
     name = f"{__package__}.{filer['backend']}"
     try:
         module = importlib.import_module(name)
         found: type[Base] = module.Backend
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ConfigError(f"cannot use the backend {filer['backend']} for {filer['name']}: there is none") from error
+    except Exception as error:  # anybody's module at its start: whatever it raises is its fault
+        is_none = isinstance(error, ModuleNotFoundError) and error.name == name
+        why = "there is none" if is_none else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"cannot use the backend {filer['backend']} for {filer['name']}: {why}") from error
     return found(filer, poll, state_dir)
 
 

@@ -2,14 +2,15 @@
 """The backend ``marker``: the backup touches a file when it is done.
 
 Only a file that was touched after the first poll counts, so yesterday's releases nothing; the clocks of the file's
-host and of this one have to agree. ``marker_age_s`` waits until nobody has written to it for so long, ``marker_text``
-asks for a line in it, with ``%t`` and the like filled in. A start command is run where there is one.
+host and of this one have to agree. What keeps a backup of an earlier target time that ends late from releasing this
+one is ``%t`` or ``%r``, in the file's name or in ``marker_text``, a line that has to stand in it. ``marker_age_s``
+waits until nobody has written to it for so long. A start command is run where there is one.
 
     [[core_filers]]
     name = "cf-projects"
     backend = "marker"
-    marker = "/srv/backup/done/cf-projects"
-    marker_text = "complete %t"
+    start = ["/usr/local/sbin/backup-start", "%m", "%t"]
+    marker = "/srv/backup/done/%m-%t"
 """
 
 import os
@@ -41,18 +42,22 @@ class Backend(base.Base):
             return Seen("running", "its marker is not there yet")
         except OSError as error:
             raise UnavailableError(f"cannot read {path}: {reason(error)}") from error
-        with open(fd, "rb") as file:
+        try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise UnavailableError(f"cannot use {path} as a marker: it is no plain file")
-            if status.st_mtime < state.asked:
-                return Seen("running", "its marker is of an earlier backup")
-            if time.time() - status.st_mtime < self.filer["marker_age_s"]:
-                return Seen("running", "its marker was touched a moment ago")
-            wanted = base.filled(self.filer["marker_text"], state).encode()
-            lines = [line.strip() for line in file.read(base.OUTPUT_LIMIT_BYTES).split(b"\n")]
-            if wanted and wanted not in lines:
-                return Seen("running", "its marker does not say yet that it is done")
+            content = os.read(fd, base.OUTPUT_LIMIT_BYTES)
+        except OSError as error:
+            raise UnavailableError(f"cannot read {path}: {reason(error)}") from error
+        finally:
+            os.close(fd)
+        if status.st_mtime < state.asked:
+            return Seen("running", "its marker is of an earlier backup")
+        if time.time() - status.st_mtime < self.filer["marker_age_s"]:
+            return Seen("running", "its marker was touched a moment ago")
+        wanted = base.filled(self.filer["marker_text"], state).encode()
+        if wanted and wanted not in [line.strip() for line in content.split(b"\n")]:
+            return Seen("running", "its marker does not say yet that it is done")
         return Seen("complete")
 
 

@@ -23,8 +23,11 @@ Source: RFC 9110; RFC 6901 (JSON pointer); RFC 8259.
 
 import http.client
 import json
+import socket
+import threading
 import time
 import urllib.parse
+from contextlib import suppress
 from typing import Any
 
 from infocluster import secrets
@@ -89,31 +92,51 @@ class Backend(base.Base):
     ) -> tuple[int, bytes]:
         """Send one request and return status and body, all of it in time and no more of it than is read."""
         filled = base.filled(address, state, lambda value: urllib.parse.quote(value, safe=""))
-        parts = urllib.parse.urlsplit(filled)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"cannot ask {filled}: it is no http or https address")
+        try:
+            parts = urllib.parse.urlsplit(filled)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ConfigError(f"cannot ask {filled}: it is no http or https address")
+            of_scheme = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            connection = of_scheme(parts.hostname, parts.port, timeout=timeout_s)
+        except (ValueError, http.client.InvalidURL) as error:
+            raise ConfigError(f"cannot ask {filled}: {error}") from error
         fields = {"Accept": "application/json", "Connection": "close", "User-Agent": "infocluster"}
         if self.filer["secret"]:
             fields["Authorization"] = secrets.read(self.filer["secret"]).decode("latin-1")
         if body is not None:
             fields |= {"Content-Type": "application/json", "Idempotency-Key": state.run}
-        of_scheme = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         end = time.monotonic() + timeout_s
-        connection = of_scheme(parts.hostname, parts.port, timeout=timeout_s)
+        cut: threading.Timer | None = None
         try:
+            connection.connect()
+            # The socket's own timeout begins anew with each byte.
+            cut = threading.Timer(end - time.monotonic(), _cut, (connection.sock,))
+            cut.start()
             target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
             connection.request(method, target, body, fields)
             reply = connection.getresponse()
             content = b""
             while chunk := reply.read1(CHUNK_BYTES):
                 content += chunk
-                if len(content) > base.OUTPUT_LIMIT_BYTES or time.monotonic() > end:
-                    raise UnavailableError(f"cannot read the reply of {parts.hostname}: it is too long or too slow")
+                if len(content) > base.OUTPUT_LIMIT_BYTES:
+                    raise UnavailableError(f"cannot read the reply of {parts.hostname}: it is too long")
+            if time.monotonic() >= end:  # what was cut off looks as if it had ended
+                raise TimeoutError
             return reply.status, content
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise UnavailableError(f"cannot ask {parts.hostname}: {error or type(error).__name__}") from error
+            why = f"not done after {timeout_s:g} s" if time.monotonic() >= end else error or type(error).__name__
+            raise UnavailableError(f"cannot ask {parts.hostname}: {why}") from error
         finally:
+            if cut:
+                cut.cancel()
             connection.close()
+
+
+def _cut(connected: socket.socket) -> None:
+    """End a conversation that lasts too long: whoever reads finds its end."""
+    with suppress(OSError):
+        # Not SSLSocket's own, which takes its state away from whoever reads.
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
 
 def _document(content: bytes) -> Any:
