@@ -82,7 +82,7 @@ def test_night_run_twice_counts_nothing_twice(site: Site) -> None:
     assert numbers(site)["visits"] == 2
 
 
-def test_torn_line_is_reported_and_the_rest_counted(site: Site) -> None:
+def test_torn_line_and_odd_name_are_reported_and_the_rest_counted(site: Site) -> None:
     visit(site, "web1", FIREFOX)
     (segment,) = site.gather("web1").glob("survey/*")
     with segment.open("ab") as file:
@@ -95,6 +95,11 @@ def test_torn_line_is_reported_and_the_rest_counted(site: Site) -> None:
     assert f"2 lines of {segment}" in done.stderr
     assert numbers(site)["visits"] == 2
     assert site.batch("survey-nightly").returncode == 0
+    segment.with_name("old.jsonl").write_bytes(segment.read_bytes())
+    visit(site, "web1", FIREFOX)
+    done = site.batch("survey-nightly")
+    assert (done.returncode, numbers(site)["visits"]) == (1, 3)
+    assert "old.jsonl" in done.stderr
 
 
 def test_missing_server_is_reported_and_caught_up(site: Site) -> None:

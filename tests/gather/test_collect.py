@@ -155,9 +155,23 @@ def test_odd_things_in_the_place_of_segments_stop_nothing(tmp_path: Path) -> Non
     put(tmp_path, "web1", "app/notes.txt", b"not ours\n")
     put(tmp_path, "web1", "app/2026-11-24.jsonl", b"")
     (tmp_path / "a file").write_text("")
+    odd = (
+        "old",
+        "20261122",
+        "2026-W47-7",
+        "2026-11-5",
+        "2026-11-31",
+        "9999-12-31",
+        "2026-11-20 copy",
+        "2026-11-20.1",
+    )
+    for name in odd:
+        put(tmp_path, "web1", f"app/{name}.jsonl", segment("b"))
+    put(tmp_path, "web1", "app/.2026-11-20.jsonl", b"being written")
     found = collect.look(Source(str(tmp_path), "app", "www"), {})
     assert [part.segment for part in found.parts] == ["2026-11-20.jsonl"]
-    assert len(found.faults) == 3
+    assert len(found.faults) == 3 + len(odd)
+    assert all(any(f"/{name}.jsonl" in fault for fault in found.faults) for name in odd)
 
 
 def test_record_without_an_id_is_known_by_its_text() -> None:

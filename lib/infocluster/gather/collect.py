@@ -5,7 +5,7 @@ An application's records on one host are found at ``<gather_dir>/<server>/<host>
 
 ``segments``
     a directory of our own segments, ``<YYYY-MM-DD>.jsonl`` (see `drop`), read without a lock up to the last end
-    of a line;
+    of a line; another name that ends so is a fault;
 ``lines``
     a plain file with a record a line, appended to by a program that is not ours;
 ``separated``
@@ -36,6 +36,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import date
 
 from infocluster import names
 from infocluster.errors import InfoclusterError, UnavailableError, reason
@@ -44,6 +45,7 @@ from infocluster.locks import lockfile
 from infocluster.queue import simple
 from infocluster.queue.simple import Simple
 
+SUFFIX = ".jsonl"
 FORMS = ("segments", "lines", "separated", "entries", "queue")
 TAIL_BYTES = 256
 BLOCK_BYTES = 1 << 20
@@ -149,7 +151,11 @@ def look(source: Source, positions: Positions) -> Found:
         top = f"{source.gather_dir}/{server}/{source.host}/{source.app}"
         try:
             for segment, path in _segments(top, source):
-                _look_at(found, positions, source, server, segment, path)
+                if source.form == "segments" and not is_segment(segment):
+                    odd = names.printable(path)
+                    found.faults.append(f"cannot read {odd}: a segment's name is a day, YYYY-MM-DD{SUFFIX}")
+                else:
+                    _look_at(found, positions, source, server, segment, path)
         except (FileNotFoundError, NotADirectoryError):
             continue  # nobody sent anything to this server, or it is none
         except OSError as error:
@@ -209,11 +215,21 @@ def first_id(first_record: bytes) -> str:
     return found if isinstance(found, str) and found else hashlib.sha256(first_record).hexdigest()[:16]
 
 
+def is_segment(name: str) -> bool:
+    """Tell whether a file is called as a segment is, by a day on which a record can have been taken."""
+    day = name.removesuffix(SUFFIX)
+    try:
+        # Other forms of ISO 8601 name a day too. A week of the last year that there is does not end in it.
+        return name != day and date.fromisoformat(day).isoformat() == day and "1970" <= day < "9999"
+    except ValueError:
+        return False
+
+
 def day_of(segment: str) -> str:
     """Return the day (UTC) of a segment's records, or of an element of a queue, as ``YYYY-MM-DD``."""
     if simple.is_name(segment):
         return time.strftime("%Y-%m-%d", time.gmtime(int(segment[9:17], 16)))
-    return segment.removesuffix(".jsonl")
+    return segment.removesuffix(SUFFIX)
 
 
 def consume(source: Source, read: set[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
@@ -261,10 +277,9 @@ def _segments(top: str, source: Source) -> Iterator[tuple[str, str]]:
         for name in Simple(top):
             yield name, f"{top}/{name}"
         return
+    ending = SUFFIX if source.form == "segments" else source.ending
     for name in sorted(os.listdir(top)):
-        is_segment = name.endswith(".jsonl") and names.is_name(name)
-        wanted = is_segment if source.form == "segments" else name[0] != "." and name.endswith(source.ending)
-        if wanted:
+        if name[0] != "." and name.endswith(ending):
             yield name, f"{top}/{name}"
 
 
