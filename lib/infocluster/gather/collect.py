@@ -21,8 +21,12 @@ For lines, separated and entries the shared lock is taken where the writer's loc
 file's own flock besides: writers of either habit are waited for. NFS does not carry a server's own locks to the batch
 host; check-site says whether they exclude there.
 
-A file is known by its name and its first record (`first_id`): the record's ``id``, or the SHA-256 of the first
-line, 16 hexadecimal digits of it, where it has none. A file that was emptied and begun again is new.
+A file is known by its name and its first record (`first_id`): the record's ``id``, or the SHA-256 of the record,
+16 hexadecimal digits of it, where it has none. A file that was emptied and begun again is new. Where its first record
+has no id and is what it was before, its content tells: it is new if it is shorter, or if the bytes before the place
+up to which it was read are others. One that has grown over that place since, and has the same `TAIL_BYTES` before it,
+cannot be told apart: what precedes it is not read again. Programs that empty their files do well to write ids or
+times. A segment, and a file whose first record has an id, is not begun again; one that changed is a fault.
 
 Source: gather documentation; flock(2).
 """
@@ -86,7 +90,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The new records of one file: bytes `start` to `end`, both behind an end of record."""
+    """The new records of one file: bytes `start` to `end`, both behind an end of record.
+
+    `tail` is the CRC of the bytes before `end`, as they were when the file was looked at (see `cursor`).
+    """
 
     path: str
     server: str
@@ -96,19 +103,11 @@ class Part:
     first_id: str
     start: int
     end: int
+    tail: str
 
     def position(self) -> Position:
-        """Return the position behind this part.
-
-        Raises:
-            OSError: the file is gone or cannot be read.
-        """
-        tail = ""
-        # An element of a queue never changes, and may be consumed by now.
-        if not simple.is_name(self.segment):
-            with open(self.path, "rb") as file:
-                tail = _tail(file.fileno(), self.end)
-        return Position(self.server, self.host, self.app, self.segment, self.first_id, self.end, tail)
+        """Return the position behind this part."""
+        return Position(self.server, self.host, self.app, self.segment, self.first_id, self.end, self.tail)
 
 
 @dataclass(slots=True)
@@ -212,7 +211,19 @@ def first_id(first_record: bytes) -> str:
         found = json.loads(first_record)["id"]
     except (ValueError, KeyError, TypeError, RecursionError):
         found = None
-    return found if isinstance(found, str) and found else hashlib.sha256(first_record).hexdigest()[:16]
+    return found if isinstance(found, str) and found else _digest(first_record)
+
+
+def tail(part: Part) -> str:
+    """Return the CRC of the bytes before a part's end, as they are now; "" of an element, which never changes.
+
+    Raises:
+        OSError: the file is gone or cannot be read.
+    """
+    if simple.is_name(part.segment):
+        return ""
+    with open(part.path, "rb") as file:
+        return _tail(file.fileno(), part.end)
 
 
 def is_segment(name: str) -> bool:
@@ -302,7 +313,7 @@ def _look_at(found: Found, positions: Positions, source: Source, server: str, se
                 return
             if form == "queue":
                 found.seen.add((server, segment, segment[9:]))
-                part = Part(path, server, source.host, source.app, segment, segment[9:], 0, status.st_size)
+                part = Part(path, server, source.host, source.app, segment, segment[9:], 0, status.st_size, "")
                 found.parts.append(part)
                 return
             end = status.st_size if form == "entries" else _last_end(fd, status.st_size, source.end)
@@ -314,13 +325,16 @@ def _look_at(found: Found, positions: Positions, source: Source, server: str, se
             before = positions.get(key)
             start = before.offset if before else 0
             if before and (end < start or _tail(fd, start) != before.tail):
-                found.faults.append(
-                    f"cannot read on in {path}: it changed before byte {start}, up to which it was read; "
-                    "was it restored from a backup, or did the server lose power?"
-                )
-                return
+                if form == "segments" or key[2] != _digest(first):
+                    found.faults.append(
+                        f"cannot read on in {path}: it changed before byte {start}, up to which it was read; "
+                        "was it restored from a backup, or did the server lose power?"
+                    )
+                    return
+                start = 0  # begun again, with the first record that it had
             if end > start:
-                found.parts.append(Part(path, server, source.host, source.app, segment, key[2], start, end))
+                part = Part(path, server, source.host, source.app, segment, key[2], start, end, _tail(fd, end))
+                found.parts.append(part)
     except FileNotFoundError:
         return  # swept while we looked: all of it had been read
     except (OSError, InfoclusterError) as error:
@@ -352,7 +366,7 @@ def _last_end(fd: int, size: int, end: bytes) -> int:
 def _first_record(fd: int, end: int, source: Source) -> bytes | None:
     if end == 0:
         return None
-    size = min(end, 4096)
+    size = end if source.form == "entries" else min(end, 4096)
     while True:
         text = os.pread(fd, size, 0)
         for record, _ in records(text, source):
@@ -360,6 +374,10 @@ def _first_record(fd: int, end: int, source: Source) -> bytes | None:
         if size >= end:
             return text
         size = min(end, size * 16)
+
+
+def _digest(record: bytes) -> str:
+    return hashlib.sha256(record).hexdigest()[:16]
 
 
 def _tail(fd: int, offset: int) -> str:
