@@ -105,6 +105,28 @@ def test_torn_line_and_odd_name_are_reported_and_the_rest_counted(site: Site) ->
     assert "old.jsonl" in done.stderr
 
 
+def test_segment_that_lost_its_end_is_mended_as_its_manual_says(site: Site) -> None:
+    for _ in range(3):
+        visit(site, "web1", FIREFOX)
+    site.batch("survey-nightly")
+    (segment,) = site.gather("web1").glob("survey/*")
+    segment.write_bytes(b"".join(segment.read_bytes().splitlines(keepends=True)[:2]))
+    for _ in range(2):
+        visit(site, "web1", CHROME)
+    done = site.batch("survey-nightly")
+    assert done.returncode == 1
+    assert f"cannot read on in {segment}" in done.stderr and "infocluster-segment(5)" in done.stderr
+    manual = drop.__doc__ or ""
+    (mend,) = (line.strip() for line in manual.splitlines() if "sed -i" in line)
+    mend = mend.replace("1,512d", "1,2d").replace("2026-11-22.jsonl", segment.name)
+    subprocess.run(["sh", "-c", mend], env=site.environment(SERVER_GATHER=str(site.gather("web1"))), check=True)
+    assert site.batch("survey-nightly").returncode == 0
+    assert numbers(site)["browser"] == {"Firefox": 3, "Chrome": 2}
+    visit(site, "web1", CHROME)
+    assert site.batch("survey-nightly").returncode == 0
+    assert numbers(site)["visits"] == 6
+
+
 def test_missing_server_is_reported_and_caught_up(site: Site) -> None:
     for server in site.servers:
         visit(site, server, FIREFOX)

@@ -328,7 +328,8 @@ def _look_at(found: Found, positions: Positions, source: Source, server: str, se
                 if form == "segments" or key[2] != _digest(first):
                     found.faults.append(
                         f"cannot read on in {path}: it changed before byte {start}, up to which it was read; "
-                        "was it restored from a backup, or did the server lose power?"
+                        "was it restored from a backup, or did the server lose power? "
+                        "infocluster-segment(5) has the mend"
                     )
                     return
                 start = 0  # begun again, with the first record that it had
