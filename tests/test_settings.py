@@ -37,7 +37,16 @@ def read(directory: Path, text: str) -> config.Settings:
             '[mail]\n# transport = "smtp"\ntransport = "pigeon"',
             ':3: mail.transport: "pigeon": expected one of "smtp"',
         ),
-        ('[mail]\nto = ["a", 1]', ':2: mail.to: ["a", 1]: expected a list, each a text'),
+        *(
+            (f'[site]\nname = "x"\nurl = "{url}"', f':3: site.url: "{url}": expected an address such as')
+            for url in ("www.example.org", "javascript:x", "http://", "https:///x", "http://a b/")
+        ),
+        *(
+            (f'[mail]\nto = ["root", "{to}"]', f':2: mail.to: ["root", "{to}"]: expected a list, each an address')
+            for to in ("x y", "", "a@", "@b", "a@b@c", "a,b@c", "x <y", "x <>")
+        ),
+        ('[mail]\nfrom = ""', ':2: mail.from: "": expected an address such as "www@example.org"'),
+        ('[[groups]]\nname = "a"\nnodes = "b"\n\n' * 2, ':6: groups.name: "a": expected a name of its own'),
         ('[[servers]]\nname = "web1"', ":1: servers.destination: has to be set"),
         (
             '[[servers]]\nname = "web1"\ndestination = "a"\n[[servers]]\nname = "a\\tb"\ndestination = "b"',
@@ -73,6 +82,15 @@ def test_empty_file_gives_every_default_and_directories_within_its_tree(tmp_path
     assert found["site"]["development_dirs"] == [str(tmp_path / "var/wwwdev"), str(tmp_path / "var/wwwudev")]
     assert found["mail"]["sendmail"] == "/usr/sbin/sendmail"
     assert found["servers"] == []
+
+
+def test_addresses_of_every_form_and_a_host_of_two_kinds_are_taken(tmp_path: Path) -> None:
+    host = '[[servers]]\nname = "www"\ndestination = "/a"\n'
+    text = (
+        '[site]\nurl = "http://[::1]:8080"\n[mail]\nfrom = "Web, all <www@example.org>"\nto = ["root", "a+b@c.d"]\n'
+    )
+    found = read(tmp_path, text + host + host + 'kind = "ftp"\n')
+    assert [server["kind"] for server in found["servers"]] == ["web", "ftp"]
 
 
 def test_sample_says_every_default_and_uncommented_it_reads_the_same(tmp_path: Path) -> None:

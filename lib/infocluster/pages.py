@@ -174,7 +174,7 @@ def compile_templates(target_dir: str = COMPILED_DIR) -> str:
     import jinja2
 
     os.makedirs(target_dir, exist_ok=True)
-    final = f"{target_dir}/{_digest()}"
+    final = f"{target_dir}/{digest()}"
     if not os.path.isdir(final):
         temporary = f"{target_dir}/{files.temporary_name('templates')}"
         try:
@@ -203,7 +203,7 @@ def compile_templates(target_dir: str = COMPILED_DIR) -> str:
 def _environment() -> "jinja2.Environment":
     import jinja2
 
-    compiled = f"{COMPILED_DIR}/{_digest()}"
+    compiled = f"{COMPILED_DIR}/{digest()}"
     sources = jinja2.FileSystemLoader(TEMPLATES_DIR)
     if os.path.isdir(compiled):
         return _made(jinja2.ChoiceLoader([jinja2.ModuleLoader(compiled), sources]))
@@ -303,7 +303,8 @@ def _share(n: int, total: int) -> str:
     return f"{100 * int(n) / int(total):.1f} %" if total else "-"
 
 
-def _digest() -> str:
+def digest() -> str:
+    """Return a digest of what pages are made with: templates, stylesheet, this module, jinja2's version."""
     import hashlib
 
     import jinja2

@@ -97,6 +97,21 @@ def _fits_core_filer(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= names.NAME_LIMIT and value.isprintable()
 
 
+def _fits_url(value: Any) -> bool:
+    scheme, _, place = value.partition("://") if isinstance(value, str) else ("", "", "")
+    is_plain = place.isprintable() and " " not in place
+    return scheme in ("http", "https") and is_plain and place.partition("/")[0] != ""
+
+
+def _fits_address(value: Any) -> bool:
+    """Tell whether a letter may be from or to this; `letters` looks again, and closer."""
+    text = value if isinstance(value, str) and value.isprintable() else ""
+    place = text.partition("<")[2].removesuffix(">") if text.endswith(">") else text
+    return all(place.split("@")) and place.count("@") < 2 and not set(place) & set(" ,;<>")
+
+
+URL = Kind('an address such as "https://www.example.org/"', _fits_url)
+ADDRESS = Kind('an address such as "www@example.org" or "Web <www@example.org>"', _fits_address)
 NETWORK = Kind('an address or network, such as "192.0.2.7" or "192.0.2.0/24"', _fits_network)
 SCHEDULER = Kind('an address such as "tls://batch.example.edu:8786", or tcp://', _fits_scheduler)
 
@@ -156,7 +171,7 @@ REPEATED = frozenset({"push_hosts", "groups", "servers", "queues", "core_filers"
 # fmt: off
 TABLE = (
     Setting("site", "name", TEXT, "infocluster", "What the site is called, on pages and in letters."),
-    Setting("site", "url", TEXT, "http://localhost/", "Where visitors find it; letters link to it."),
+    Setting("site", "url", URL, "http://localhost/", "Where visitors find it; letters link to it."),
     Setting(
         "site", "cgi_url", TEXT, "/cgi-bin/",
         "Where the programs of cgi-bin/ are, on that site or as a whole address; pages and letters link to them.",
@@ -324,8 +339,8 @@ TABLE = (
     Setting("mail", "smtp_port", _whole(1, 65535), 25, "Its port."),
     Setting("mail", "timeout_s", _seconds(1, 600), 30, "Seconds to wait for an answer of the mail server."),
     Setting("mail", "sendmail", PROGRAM, "/usr/sbin/sendmail", "The program for transport = \"sendmail\"."),
-    Setting("mail", "from", TEXT, "www-mgmt@localhost", "Who the letters are from."),
-    Setting("mail", "to", TEXTS, ["www-mgmt@localhost"], "Who gets the night's report."),
+    Setting("mail", "from", ADDRESS, "www-mgmt@localhost", "Who the letters are from."),
+    Setting("mail", "to", _list_of(ADDRESS), ["www-mgmt@localhost"], "Who gets the night's report."),
     Setting(
         "poll", "state_dir", TEXT, "",
         "Where the states are: on a local disk, the server's user's own. \"\" means $SERVER_GATHER/poll.",
@@ -642,6 +657,7 @@ class _Checked:
                 if not isinstance(items, list):
                     raise self.fault(section, None, f"expected [[{section}]], once for each")
                 result[section] = [self.section(section, item, place) for place, item in enumerate(items)]
+                self.refuse_twice(section, result[section])
             else:
                 result[section] = self.section(section, written.get(section, {}))
         return result
@@ -662,6 +678,15 @@ class _Checked:
                 raise self.fault(section, name, f"{toml(value)}: expected {setting.kind.expected}", place)
             result[name] = self.absolute(value) if value and name in _DIRECTORIES else value
         return result
+
+    def refuse_twice(self, section: str, items: list[dict[str, Any]]) -> None:
+        """Refuse a second section of one name; a host may be a server of several kinds."""
+        seen = set()
+        for place, item in enumerate(items):
+            name = item.get("name"), item.get("kind")
+            if name[0] is not None and name in seen:
+                raise self.fault(section, "name", f"{toml(name[0])}: expected a name of its own", place)
+            seen.add(name)
 
     def absolute(self, value: Any) -> Any:
         if isinstance(value, list):

@@ -168,6 +168,16 @@ def _module(text: str) -> Callable[[Patient], None]:
     return write
 
 
+def _closed(patient: Patient) -> None:
+    for directory in (patient.tree / "lib/infocluster").rglob("__pycache__"):
+        directory.chmod(0o700)
+
+
+def _shared(patient: Patient) -> None:
+    shutil.chown(patient.gather, "root")
+    patient.gather.chmod(0o777)
+
+
 def _secret(patient: Patient) -> None:
     (patient.tree / "etc/secrets/node").write_text("x")
     (patient.tree / "etc/secrets/node").chmod(0o644)
@@ -208,7 +218,9 @@ ILLS: list[tuple[Callable[[Patient], object], str, str, str]] = [
     (lambda p: (p.tree / "cgi-bin/survey.cgi").chmod(0o700), "tree", "survey.cgi has mode 0700", "chmod 0755"),
     (lambda p: shutil.rmtree(p.tree / "lib/site/jinja2"), "tree", "the package jinja2 is missing", "make install"),
     (lambda p: os.unlink(f"{p.conf}.compiled"), "compiled", "infocluster.toml is missing or older", "-compile"),
+    (_closed, "compiled", "more is not for www-data to read", "chmod -R go+rX"),
     (lambda p: p.conf.chmod(0o666), "settings", "is for everyone to write: mode 0666", "chmod o-w"),
+    (_shared, "gather", "is for others to write: mode 0777", "chmod +t"),
     (lambda p: shutil.rmtree(p.top / "copy"), "destinations", "the destination of web1, is missing", "install -d"),
     (lambda p: shutil.chown(p.top / "copy", "root"), "destinations", "is not for nobody to write", "chown -R nobody"),
     (
@@ -297,6 +309,8 @@ def test_part_that_is_asked_for_is_all_that_is_checked(patient: Patient) -> None
     patient.state.chmod(0o750)
     patient.gather.chmod(0o777)
     assert "gather" not in {fault["check"] for fault in patient.faults("-batch")}
+    [fault] = patient.faults("-web", "-gather", f"{patient.conf}/x")  # what cannot even be looked at is a fault
+    assert "infocluster.toml/x: Not a directory" in fault["fault"]
 
 
 @pytest.mark.root

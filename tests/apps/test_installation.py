@@ -21,7 +21,15 @@ SYSTEM_PYTHON = installation.default_interpreter()
 def install(prefix: Path | str, *options: str) -> str:
     command = [sys.executable, "-m", "infocluster.apps.installation", "--prefix", str(prefix), "--extras", ""]
     environment = {"PATH": os.defpath, "PYTHONPATH": str(ROOT / "lib")}
-    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        # The umask of a careful root: the tree is for every user all the same.
+        [*command, *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        umask=0o077,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -87,11 +95,12 @@ def test_tree_has_the_shape_of_the_checkout(template: Path) -> None:
     assert (template / "etc/infocluster.toml").read_text() == settings.sample()
 
 
-def test_nothing_in_it_is_for_others_to_write_or_half_done(template: Path) -> None:
+def test_all_of_it_is_for_others_to_read_and_nothing_to_write_or_half_done(template: Path) -> None:
     for top, directories, names in os.walk(template):
         for name in [*directories, *names]:
             path = os.path.join(top, name)
-            assert os.path.islink(path) or os.stat(path).st_mode & 0o022 == 0, path
+            mode = 0o050 if path == f"{template}/etc/secrets" else 0o055 if name in directories else 0o044
+            assert os.path.islink(path) or os.stat(path).st_mode & (mode | 0o022) == mode, path
             assert not name.startswith(".~"), path
     assert os.stat(template / "etc/secrets").st_mode & 0o7777 == 0o750
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infocluster.apps import manual
+from infocluster.apps import forms_declared, manual
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,6 +35,9 @@ def test_every_program_and_format_has_a_page(tmp_path: Path) -> None:
         for program in os.listdir(ROOT / directory):
             assert f"{program}.1" in pages
     assert {"infocluster.toml.5", "infocluster-segment.5", "wwwinstrc.5"} <= set(pages)
+    declared = pages["infocluster-form.5"].read_text()
+    for keys in (forms_declared.TOP, *forms_declared.SECTIONS.values(), forms_declared.FIELD):
+        assert all(f"\\fB{key.name}\\fR" in declared for key in keys)
 
 
 def test_man_reads_every_page_without_warnings(tmp_path: Path) -> None:

@@ -290,6 +290,8 @@ def test_pull_that_is_killed_anywhere_loses_nothing_and_leaves_nothing(pulled: P
     form = GUESTBOOK.replace('mail = "night"', 'mail = "never"').replace("upload_kb = 2", "upload_kb = 64")
     declare(pulled.site, text=stored_as(store, form))
     environment = pulled.site.environment()
+    # A night needs a place to read from, also where the first pull is killed before it has made it.
+    pulled.copy.mkdir()
     sent = visits = counted = 0
     for turn in range(10):
         for server in SERVERS:

@@ -192,9 +192,9 @@ def test_a_sendmail_program_serves_as_well(site: Site, tmp_path: Path) -> None:
 
 def test_an_address_that_is_none_stops_the_report_and_loses_nothing(site: Site) -> None:
     configure(site, 25)
-    site.conf_file.write_text(site.conf_file.read_text().replace('"anna@example.org"', '"anna, ben@example.org"'))
+    site.conf_file.write_text(site.conf_file.read_text().replace('"anna@example.org"', '"anna..ben@example.org"'))
     findings.leave(str(site.state), "survey-nightly", FINDING)
     done = site.batch("mail-report")
     assert done.returncode == 78
-    assert done.stderr.startswith("mail-report: cannot write to or from 'anna, ben@example.org'")
+    assert done.stderr.startswith("mail-report: cannot write to or from 'anna..ben@example.org'")
     assert waiting(site) == (1, 0)

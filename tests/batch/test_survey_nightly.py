@@ -3,6 +3,8 @@
 
 import csv
 import json
+import re
+import shutil
 import sqlite3
 import subprocess
 import time
@@ -18,6 +20,7 @@ CHROME = (
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
 )
 BOT = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)"
+DAY_S = 86400
 SUNDAY, MONDAY, FIRST = 1795305600 + 3600, 1795305600 + 90000, 1796083200 + 3600  # 2026-11-22, -23, 2026-12-01
 
 
@@ -82,7 +85,7 @@ def test_night_run_twice_counts_nothing_twice(site: Site) -> None:
     assert numbers(site)["visits"] == 2
 
 
-def test_torn_line_is_reported_and_the_rest_counted(site: Site) -> None:
+def test_torn_line_and_odd_name_are_reported_and_the_rest_counted(site: Site) -> None:
     visit(site, "web1", FIREFOX)
     (segment,) = site.gather("web1").glob("survey/*")
     with segment.open("ab") as file:
@@ -95,6 +98,33 @@ def test_torn_line_is_reported_and_the_rest_counted(site: Site) -> None:
     assert f"2 lines of {segment}" in done.stderr
     assert numbers(site)["visits"] == 2
     assert site.batch("survey-nightly").returncode == 0
+    segment.with_name("old.jsonl").write_bytes(segment.read_bytes())
+    visit(site, "web1", FIREFOX)
+    done = site.batch("survey-nightly")
+    assert (done.returncode, numbers(site)["visits"]) == (1, 3)
+    assert "old.jsonl" in done.stderr
+
+
+def test_segment_that_lost_its_end_is_mended_as_its_manual_says(site: Site) -> None:
+    for _ in range(3):
+        visit(site, "web1", FIREFOX)
+    site.batch("survey-nightly")
+    (segment,) = site.gather("web1").glob("survey/*")
+    segment.write_bytes(b"".join(segment.read_bytes().splitlines(keepends=True)[:2]))
+    for _ in range(2):
+        visit(site, "web1", CHROME)
+    done = site.batch("survey-nightly")
+    assert done.returncode == 1
+    assert f"cannot read on in {segment}" in done.stderr and "infocluster-segment(5)" in done.stderr
+    manual = drop.__doc__ or ""
+    (mend,) = (line.strip() for line in manual.splitlines() if "sed -i" in line)
+    mend = mend.replace("1,512d", "1,2d").replace("2026-11-22.jsonl", segment.name)
+    subprocess.run(["sh", "-c", mend], env=site.environment(SERVER_GATHER=str(site.gather("web1"))), check=True)
+    assert site.batch("survey-nightly").returncode == 0
+    assert numbers(site)["browser"] == {"Firefox": 3, "Chrome": 2}
+    visit(site, "web1", CHROME)
+    assert site.batch("survey-nightly").returncode == 0
+    assert numbers(site)["visits"] == 6
 
 
 def test_missing_server_is_reported_and_caught_up(site: Site) -> None:
@@ -122,6 +152,41 @@ def test_directory_that_no_rule_protects_is_refused_and_published_once_it_is(sit
     done = site.batch("survey-nightly")  # what was counted by the refused night is published by this one
     assert done.returncode == 0
     assert numbers(site)["visits"] == 1
+    assert "4 pages published" in site.batch("mail-report", "-show").stdout
+
+
+def test_what_is_published_is_made_again_where_it_is_not_what_the_database_says(site: Site) -> None:
+    survey, old = site.production / "world/survey", site.root / "old"
+    visit(site, "web1", FIREFOX, SUNDAY)
+    site.batch("survey-nightly")
+    shutil.copytree(survey, old)
+    visit(site, "web1", FIREFOX, MONDAY)
+    site.batch("survey-nightly")
+    published = {file.name for file in survey.iterdir()}
+
+    def night() -> tuple[str, set[str], object]:
+        done = site.batch("survey-nightly")
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.split("; ")[1], {file.name for file in survey.iterdir()}, numbers(site)["visits"]
+
+    shutil.rmtree(survey)
+    assert night() == ("6 pages published\n", published, 2)
+    shutil.rmtree(survey)
+    old.rename(survey)  # a backup of the night before
+    assert night() == ("6 pages published\n", published, 2)
+    site.configure('[site]\nname = "Another name"\n')
+    assert night() == ("6 pages published\n", published, 2)
+    assert "Another name" in (survey / "day-2026-11-22.html").read_text()
+    assert night() == ("0 pages published\n", published, 2)
+
+
+def test_day_that_comes_late_stands_between_its_neighbours(site: Site) -> None:
+    for when in (SUNDAY, MONDAY + DAY_S, MONDAY):
+        visit(site, "web1", FIREFOX, when)
+        site.batch("survey-nightly")
+    for day in ("22", "24"):
+        page = (site.production / f"world/survey/day-2026-11-{day}.html").read_text()
+        assert re.findall(r'href="([^"]*)" rel="(?:prev|next)"', page) == ["day-2026-11-23.html"]
 
 
 def test_second_run_at_once_says_who_is_at_it(site: Site) -> None:

@@ -35,6 +35,8 @@ from infocluster.web import devserver
 SERVERS = ("web1", "web2", "web3")
 VISITORS = 8
 PEOPLE, BOTS = 2500, 500
+KEPT_BYTES = 512
+"""Of an agent; the default of agent_limit_bytes."""
 
 
 class Story:
@@ -78,7 +80,10 @@ def main() -> int:
     tree = asked.tree.resolve()
     began = time.monotonic()
     story = Story(tree)
-    agents = agents_of(asked.hits) if asked.hits else published_agents()
+    try:
+        agents = agents_of(asked.hits) if asked.hits else published_agents()
+    except OSError as error:
+        usage.error(f"cannot read {asked.hits}: {error.strerror}")
     with ExitStack() as open_now:
         mail = open_now.enter_context(mailserver.running())
         lay_out(tree, mail.port)
@@ -166,7 +171,7 @@ def check_results(story: Story, urls: list[str], agents: list[str]) -> None:
 
     browsers: Counter[str] = Counter()
     bots = 0
-    for agent, visits in Counter(agents).items():
+    for agent, visits in Counter(sent.encode()[:KEPT_BYTES].decode("utf-8", "replace") for sent in agents).items():
         said = ua_parser.parse(agent)
         spider = said.device is not None and said.device.family == "Spider"
         if spider or any(word in agent.lower() for word in ("bot", "crawl", "spider")):
@@ -215,7 +220,8 @@ def plain(text: str) -> str:
 
 def agents_of(file: Path) -> list[str]:
     with file.open(encoding="utf-8", errors="replace") as lines:
-        return [line.rstrip("\n").rpartition("\t")[2] for line in lines if line.strip()]
+        # A header field has no blanks at its ends.
+        return [line.rstrip("\n").rpartition("\t")[2].strip() for line in lines if line.strip()]
 
 
 def published_agents() -> list[str]:

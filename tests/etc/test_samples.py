@@ -193,12 +193,10 @@ def test_strange_visits_are_answered_and_the_next_one_is_served(server: Apache) 
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
             with contextlib.suppress(OSError):  # the server may hang up before it has read ten megabytes
                 connection.sendall(b"GET /cgi-bin/survey.cgi HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n\r\n")
-            with contextlib.suppress(ConnectionResetError):
-                return connection.recv(4096)
-        return b""
+            return connection.recv(4096)
 
     before = sum(path.read_bytes().count(b"\n") for path in gather.iterdir()) if gather.exists() else 0
-    assert raw(b"User-Agent: " + b"x" * 10_000_000)[:12] in (b"HTTP/1.1 400", b"")
+    assert raw(b"User-Agent: " + b"x" * 10_000_000)[:12] == b"HTTP/1.1 400"
     assert raw(b"User-Agent: a\x00b")[:12] == b"HTTP/1.1 400"
     assert raw(b'User-Agent: \xff\xfe \x80"\\')[:12] == b"HTTP/1.1 200"
     assert raw(b"User-Agent:")[:12] == b"HTTP/1.1 200"

@@ -104,6 +104,13 @@ def test_plain_file_with_a_record_a_line(tmp_path: Path) -> None:
     assert read_on(tmp_path, known, form="lines") == [b"three"]
     path.write_bytes(b"emptied and begun again\n")
     assert read_on(tmp_path, known, form="lines") == [b"emptied and begun again"]
+    for again in (b"one\n2\n3\n4\n5\n6\n7\n", b"one\n"):
+        path.write_bytes(again)  # with the first line that it had before, and not with what followed
+        assert read_on(tmp_path, known, form="lines") == again.splitlines()
+    path.write_bytes(segment("a", "b"))
+    read_on(tmp_path, known, form="lines")
+    path.write_bytes(segment("a"))  # an id is of one record only: this is not a new file
+    assert len(collect.look(Source(str(tmp_path), "app", "www", form="lines"), known).faults) == 1
 
 
 def test_file_with_separator_lines(tmp_path: Path) -> None:
@@ -123,6 +130,10 @@ def test_one_file_an_entry(tmp_path: Path) -> None:
     assert read_on(tmp_path, known, form="entries") == [b"first\nentry"]
     put(tmp_path, "web1", "app/two", b"second")
     assert read_on(tmp_path, known, form="entries") == [b"second"]
+    long = json.dumps({"id": "abc", "text": "x" * 5000}).encode()
+    put(tmp_path, "web1", "app/long", long)
+    assert read_on(tmp_path, known, form="entries") == [long]
+    assert ("web1", "long", "abc") in known
 
 
 @given(
@@ -155,9 +166,23 @@ def test_odd_things_in_the_place_of_segments_stop_nothing(tmp_path: Path) -> Non
     put(tmp_path, "web1", "app/notes.txt", b"not ours\n")
     put(tmp_path, "web1", "app/2026-11-24.jsonl", b"")
     (tmp_path / "a file").write_text("")
+    odd = (
+        "old",
+        "20261122",
+        "2026-W47-7",
+        "2026-11-5",
+        "2026-11-31",
+        "9999-12-31",
+        "2026-11-20 copy",
+        "2026-11-20.1",
+    )
+    for name in odd:
+        put(tmp_path, "web1", f"app/{name}.jsonl", segment("b"))
+    put(tmp_path, "web1", "app/.2026-11-20.jsonl", b"being written")
     found = collect.look(Source(str(tmp_path), "app", "www"), {})
     assert [part.segment for part in found.parts] == ["2026-11-20.jsonl"]
-    assert len(found.faults) == 3
+    assert len(found.faults) == 3 + len(odd)
+    assert all(any(f"/{name}.jsonl" in fault for fault in found.faults) for name in odd)
 
 
 def test_record_without_an_id_is_known_by_its_text() -> None:
@@ -170,4 +195,9 @@ def test_record_without_an_id_is_known_by_its_text() -> None:
 def test_part_is_behind_what_was_read(tmp_path: Path) -> None:
     path = put(tmp_path, "web1", "app/2026-11-21.jsonl", segment("a", "b"))
     (part,) = collect.look(Source(str(tmp_path), "app", "www"), {}).parts
-    assert part == Part(str(path), "web1", "www", "app", "2026-11-21.jsonl", "a", 0, path.stat().st_size)
+    size = path.stat().st_size
+    assert part == Part(str(path), "web1", "www", "app", "2026-11-21.jsonl", "a", 0, size, part.tail)
+    known = {("web1", "2026-11-21.jsonl", "a"): part.position()}
+    assert not read_on(tmp_path, known)
+    (tmp_path / "web1").rename(tmp_path / "web2")  # a server that goes away once it was read takes nothing with it
+    assert part.position() == known["web1", "2026-11-21.jsonl", "a"]

@@ -98,33 +98,31 @@ def test_lock_excludes_flock_of_util_linux(tmp_path: Path) -> None:
 APPEND_MANY = """
 import sys
 from infocluster.gather import drop
-for number in range(400):
+for number in range({records}):
     record = {{"writer": {writer}, "number": number, "pad": "x" * (number % 900)}}
     drop.append("survey", record, {settings}, {directory!r})
 """
 
 
-def test_many_writers_lose_and_tear_nothing_while_readers_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("records", [400, pytest.param(5000, marks=pytest.mark.slow)])
+def test_many_writers_lose_and_tear_nothing_while_readers_run(tmp_path: Path, records: int) -> None:
     directory = tmp_path / "web1/www"
     source = collect.Source(str(tmp_path), "survey", "www")
     directory.mkdir(parents=True)
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", APPEND_MANY.format(writer=w, settings=SETTINGS, directory=str(directory))],
-            env={"PYTHONPATH": LIB},
-        )
-        for w in range(8)
+    code = [
+        APPEND_MANY.format(writer=w, records=records, settings=SETTINGS, directory=str(directory)) for w in range(8)
     ]
+    writers = [subprocess.Popen([sys.executable, "-c", text], env={"PYTHONPATH": LIB}) for text in code]
     seen = set()
     while any(writer.poll() is None for writer in writers):
         for _, _, _, record in collect.read(source, {}):
             seen.add(json.loads(record)["id"])  # every line a reader gets is whole
     for writer in writers:
         assert writer.wait() == 0
-    records = [json.loads(record) for _, _, _, record in collect.read(source, {})]
-    assert {(r["writer"], r["number"]) for r in records} == {(w, n) for w in range(8) for n in range(400)}
-    assert len(records) == 8 * 400
-    assert seen <= {r["id"] for r in records}
+    found = [json.loads(record) for _, _, _, record in collect.read(source, {})]
+    assert {(r["writer"], r["number"]) for r in found} == {(w, n) for w in range(8) for n in range(records)}
+    assert len(found) == 8 * records
+    assert seen <= {r["id"] for r in found}
 
 
 @pytest.mark.root

@@ -15,7 +15,7 @@ from infocluster.apps.accounts import User
 from infocluster.apps.checks import Fault, NotCheckedError, Place, by_server_or_all, only, quoted
 from infocluster.config import Settings
 from infocluster.errors import InfoclusterError
-from infocluster.gather import drop
+from infocluster.gather import collect, drop
 
 APP = "check-site"
 CLOCK_LIMIT_S = 300.0
@@ -289,7 +289,11 @@ def newest_record(directory: str) -> float | None:
     for app in os.scandir(directory):
         if not app.is_dir(follow_symlinks=False):
             continue
-        segments = sorted(name for name in os.listdir(app.path) if name.endswith(".jsonl"))
+        segments = sorted(
+            entry.name
+            for entry in os.scandir(app.path)
+            if collect.is_segment(entry.name) and entry.is_file(follow_symlinks=False)
+        )
         if not segments:
             continue
         with open(f"{app.path}/{segments[-1]}", "rb") as file:

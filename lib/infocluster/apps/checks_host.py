@@ -97,7 +97,7 @@ def tree(place: Place) -> Iterator[Fault]:
 
 
 def compiled(place: Place) -> Iterator[Fault]:
-    """Check that what is compiled is compiled from what is there: a hit is slow otherwise, and never wrong."""
+    """Check that what is compiled is compiled from what is there, and for its reader: a hit is slow otherwise."""
     if not place.installed:
         raise NotCheckedError("this is a checkout, not an installation")
     mend = f"{quoted(place.root)}/batch/check-site -compile"
@@ -127,6 +127,24 @@ def compiled(place: Place) -> Iterator[Fault]:
     for module in modules:
         if os.path.exists(module) and not _is_fresh(module):
             yield Fault(f"{module} has no compiled copy, or an older one", mend)
+    yield from _closed(place, [copy for copy in map(cache_from_source, modules) if os.path.exists(copy)])
+
+
+def _closed(place: Place, copies: list[str]) -> Iterator[Fault]:
+    """Yield what keeps a hit, or on a batch host a job, from its modules: a mode, which root does not feel."""
+    reader = place.server() if place.is_web else place.owner()
+    closed = [
+        copy
+        for copy in copies
+        if not (
+            accounts.may(os.stat(os.path.dirname(copy)), reader, 0o1) and accounts.may(os.stat(copy), reader, 0o4)
+        )
+    ]
+    if closed:
+        count = f", and {len(closed) - 1} more" if len(closed) > 1 else ""
+        yield Fault(
+            f"{closed[0]}{count} is not for {reader.name} to read", f"chmod -R go+rX {quoted(f'{place.root}/lib')}"
+        )
 
 
 def _is_fresh(module: str) -> bool:

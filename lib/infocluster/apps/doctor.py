@@ -14,9 +14,9 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 
-from infocluster import config
+from infocluster import config, names
 from infocluster.apps import accounts, checks_apps, checks_cluster, checks_host, forms_declared, installation
-from infocluster.apps.checks import Fault, NotCheckedError, Place
+from infocluster.apps.checks import Fault, NotCheckedError, Place, quoted
 from infocluster.cron.command import Run
 from infocluster.errors import RefusedError, UnavailableError, reason
 
@@ -50,6 +50,9 @@ def work(run: Run) -> str:
         except PermissionError as error:
             states[name] = f"not checked: {error.filename} may not be read by {accounts.by_number(os.geteuid()).name}"
             continue
+        except OSError as error:
+            path = str(error.filename)
+            faults = [Fault(f"cannot look at {names.printable(path)}: {reason(error)}", f"ls -ld {quoted(path)}")]
         states[name] = f"{len(faults)} faults" if faults else "ok"
         for fault, mend in faults:
             run.fault(f"{name}: {fault}; mend: {mend}")
@@ -71,6 +74,7 @@ def renew(root: str, settings_file: str) -> str:
         UnavailableError: a compiled copy cannot be written.
     """
     done = [settings_file]
+    os.umask(installation.UMASK)
     try:
         config.compile_settings(settings_file)
         if installation.manifest(root):

@@ -62,6 +62,8 @@ NO_PART_OF_A_HIT = "infocluster.settings"
 SITE = "lib/site"
 # Directories of a checkout that are made anew in an installation.
 UNWANTED = frozenset({"__pycache__", "compiled"})
+UMASK = 0o022
+"""Of whoever makes the tree: what is compiled has no other mode, and is for every user's programs to read."""
 PACKAGES_STAMP = ".infocluster-packages"
 # What the samples of etc/ call the tree they are in.
 SAMPLE_PREFIX = b"/opt/infocluster"
@@ -110,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--extras", default="batch", help="extras of pyproject.toml, separated by commas")
     asked = parser.parse_args(arguments)
     extras = [extra for extra in asked.extras.split(",") if extra]
+    os.umask(UMASK)
     try:
         python = interpreter(asked.python or default_interpreter())
         install(config.ROOT, os.path.abspath(asked.prefix), asked.destdir, python, extras, print)

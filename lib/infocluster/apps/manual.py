@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 import infocluster
 from infocluster import config, files, settings
+from infocluster.apps import forms_declared
 
 TITLES = {"Usage": "SYNOPSIS", "See also": "SEE ALSO"}
 # Sections in the order of man-pages(7); what is not named here stands where it was written, after DESCRIPTION.
@@ -35,6 +36,13 @@ FORMATS = (
     ("infocluster-segment", "lib/infocluster/gather/drop.py", "what a visitor or machine sent, a JSON object a line"),
     ("wwwinstrc", "lib/infocluster/publish/instrc.py", "what an install must leave alone"),
     ("infocluster-distfile", "lib/infocluster/push/skeleton.py", "which files a kind of server gets"),
+    ("infocluster-marks", "lib/infocluster/gather/marks.py", "how far the batch host has read, for gather-sweep"),
+    ("infocluster-finding", "lib/infocluster/report/findings.py", "what a nightly job has to tell, for mail-report"),
+    ("infocluster-letter", "lib/infocluster/letters.py", "a letter until a mail server has taken it"),
+    ("infocluster-journal", "lib/infocluster/publish/place.py", "what a job publishes, until all of it is in place"),
+    ("infocluster-ticket", "lib/infocluster/locks/tickets.py", "a request for a path lock or a slot"),
+    ("infocluster-push", "lib/infocluster/push/record.py", "what is kept of a push"),
+    ("infocluster-compiled", "lib/infocluster/config.py", "the settings as a hit reads them"),
 )
 
 
@@ -68,10 +76,11 @@ def pages(source: str) -> Iterator[tuple[str, bytes, int]]:
         path = f"{source}/{relative}"
         if os.path.exists(path):
             mtime_s = int(os.stat(path).st_mtime)
-            page = parse(f"{name} - {about}\n\n{docstring(path)}", name)
+            page = parse(f"{name} - {about}\n\n{_of_users(docstring(path))}", name)
             yield f"man5/{name}.5", roff(page, "5", mtime_s), mtime_s
-    mtime_s = int(os.stat(f"{source}/lib/infocluster/settings.py").st_mtime)
-    yield "man5/infocluster.toml.5", roff(settings_page(), "5", mtime_s), mtime_s
+    for relative, page in (("settings.py", settings_page()), ("apps/forms_declared.py", form_page())):
+        mtime_s = int(os.stat(f"{source}/lib/infocluster/{relative}").st_mtime)
+        yield f"man5/{page.name}.5", roff(page, "5", mtime_s), mtime_s
 
 
 def _programs(directory: str) -> dict[str, list[str]]:
@@ -89,6 +98,14 @@ def _programs(directory: str) -> dict[str, list[str]]:
 def docstring(file: str) -> str:
     """Return the docstring of a program or module, "" where it has none."""
     return ast.get_docstring(ast.parse(files.read(file), file)) or ""
+
+
+def _of_users(text: str) -> str:
+    """Return what a module's docstring says to users of its format: without a title of its own, and without races."""
+    first, *others = text.split("\n\n")
+    paragraphs = [] if _HEADING.match(first) else [first]
+    paragraphs += [part for part in others if not part.startswith("RACE:")]
+    return re.sub(r"::$", ":", "\n\n".join(paragraphs), flags=re.MULTILINE)
 
 
 def parse(text: str, name: str) -> Page:
@@ -227,10 +244,40 @@ def settings_page() -> Page:
         page.sections[title] = [about, ""]
         for setting in settings.TABLE:
             if setting.section == section:
-                given = "" if setting.default is None else f" Default: {settings.toml(setting.default)}."
-                page.sections[title].append(f" {setting.name}  {setting.why} It is {setting.kind.expected}.{given}")
+                page.sections[title].append(f" {setting.name}  {setting.why} {_is(setting)}")
     page.sections["SEE ALSO"] = ["check-site(1)"]
     return page
+
+
+def form_page() -> Page:
+    """Return infocluster-form(5), from the table of a declaration's keys."""
+    page = Page("infocluster-form", "the declaration of a form")
+    page.sections["DESCRIPTION"] = [
+        "One TOML file a form, NAME.toml in forms.forms_dir, for form.cgi/NAME: keys, then sections, then a section",
+        "[[fields]] for each field. A fault is told with file, line and key. doc/forms.md says what the keys are",
+        "for; after a change, forms-nightly -render compiles all declarations and publishes their pages.",
+        "",
+        *_keys(forms_declared.TOP),
+    ]
+    for section, keys in forms_declared.SECTIONS.items():
+        page.sections[f"[{section}]"] = _keys(keys)
+    page.sections["[[fields]]"] = _keys(forms_declared.FIELD)
+    page.sections["SEE ALSO"] = ["form.cgi(1), forms-nightly(1), check-site(1)"]
+    return page
+
+
+def _keys(keys: Sequence[forms_declared.Key]) -> list[str]:
+    only = forms_declared.ONLY
+    return [
+        f" {key.name}  {_is(key)}" + (f" Only of {' and '.join(sorted(only[key.name]))}." if key.name in only else "")
+        for key in keys
+    ]
+
+
+def _is(one: settings.Setting | forms_declared.Key) -> str:
+    """Return what a setting or a key has to be, and what it is where nobody gives it."""
+    given = "" if one.default is None else f" Default: {settings.toml(one.default)}."
+    return f"It is {one.kind.expected}.{given}"
 
 
 def main(arguments: list[str]) -> int:

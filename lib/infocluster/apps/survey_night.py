@@ -9,10 +9,13 @@ The life of a night:
 4. publish the pages whose counts changed, and the read marks, into the production tree;
 5. leave a finding for mail-report.
 
-What was counted and not yet published (a night that was killed in between) is published by the next one.
+What was counted and not yet published (a night that was killed in between) is published by the next one. The JSON of
+all visits carries a digest of what the pages were made from; where it is not that of the database as the night finds
+it (pages removed, restored from a backup, another name of the site, other templates), all are made again.
 """
 
 import csv
+import hashlib
 import io
 import json
 import time
@@ -25,6 +28,8 @@ from typing import Any
 
 import msgspec
 
+import infocluster
+from infocluster import files, pages
 from infocluster.apps import agents, survey_pages
 from infocluster.apps.agents import Class
 from infocluster.apps.survey import SUMMARY
@@ -142,26 +147,27 @@ def work(run: Run) -> str:
             run.fault(
                 f"cannot count {lines} line{'s' * (lines > 1)} of {path}: torn by a crash, or no record of ours"
             )
-        behind = [part.position() for part in folded.parts]
+        all_visits = _values(position, settings, tables.ALWAYS, tables.all_periods(position.db))
+        is_current = _published(settings) == _state(all_visits)
         with position.transaction() as db:
             tables.add(db, _by_kind(counts))
             agents.remember(db, folded.result.learned)
-            for reached in behind:
-                position.advance(reached)
+            for part in folded.parts:
+                position.advance(part.position())
         reached_now = position.positions(app, host)
         removed = collect.consume(queue, queued.seen & reached_now.keys())
         found.seen |= queued.seen - removed
         with position.transaction():
             position.forget(app, host, collect.gone(queue, queued.seen, reached_now))
         seen = [reached_now[key] for key in sorted(found.seen) if key in reached_now]
-        written = _publish(position, settings, marks.document(app, seen, time.time()), run)
+        written = _publish(position, settings, is_current, marks.document(app, seen, time.time()), run)
         visits = sum(counts.values())
         bots = sum(n for (_, kind), n in counts.items() if kind.is_bot)
         summary = (
             f"{visits} visit{'s' * (visits != 1)} in {len(folded.parts)} file{'s' * (len(folded.parts) != 1)}, "
             f"{bots} of bots; {written} page{'s' * (written != 1)} published"
         )
-        if visits or run.faults:
+        if visits or written or run.faults:
             _tell(position, settings, summary, run.faults)
     return summary
 
@@ -179,19 +185,27 @@ def _by_kind(counts: Counter[tuple[str, Class]]) -> Counter[tuple[str, str, str]
     return result
 
 
-def _publish(position: cursor.Cursor, settings: Settings, marks_text: bytes, run: Run) -> int:
-    """Publish the periods that changed and the marks; return how many pages were written."""
-    changed = tables.unpublished(position.db)
+def _publish(position: cursor.Cursor, settings: Settings, is_current: bool, marks_text: bytes, run: Run) -> int:
+    """Publish the periods that changed, or all, and the marks; return how many pages were written.
+
+    Args:
+        position: the database, with what this night counted.
+        settings: the settings.
+        is_current: whether what is published is what the database said before this night.
+        marks_text: the read marks.
+        run: this run.
+    """
+    every = tables.all_periods(position.db)
+    changed = tables.unpublished(position.db) if is_current else every
     app = settings["survey"]["app"]
     if changed:
-        every = tables.all_periods(position.db)
-        files: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         for period in _to_render(every, changed):
             values = _values(position, settings, period, every)
-            files |= _period_files(values, _page_name(period))
+            contents |= _period_files(values, _page_name(period))
             if period == tables.ALWAYS:
-                files[SUMMARY] = survey_pages.summary(values)
-        place.publish(settings["survey"]["directory"], files, settings, say=run.say)
+                contents[SUMMARY] = survey_pages.summary(values)
+        place.publish(settings["survey"]["directory"], contents, settings, say=run.say)
         with position.transaction() as db:
             tables.published(db, changed)
     place.publish(settings["gather"]["marks"], {f"{app}.json": marks_text}, settings, say=run.say)
@@ -199,14 +213,31 @@ def _publish(position: cursor.Cursor, settings: Settings, marks_text: bytes, run
 
 
 def _to_render(every: list[str], changed: list[str]) -> list[str]:
-    """Return the periods whose page changes: theirs, and the neighbours that link to one that is new."""
+    """Return the periods whose page changes: theirs, and the neighbours that link to one of them."""
     wanted = set(changed)
     for kind in ("day", "week", "month"):
         line = [period for period in every if tables.kind_of(period) == kind]
         for before, after in pairwise(line):
             if after in changed:
                 wanted.add(before)
+            if before in changed:
+                wanted.add(after)
     return sorted(wanted)
+
+
+def _state(values: dict[str, Any]) -> str:
+    """Return a digest of what all pages rest on: every visit changes the numbers of all visits."""
+    rests_on = [values | {"made": ""}, pages.digest(), infocluster.__version__]
+    return hashlib.sha256(json.dumps(rests_on).encode()).hexdigest()[:16]
+
+
+def _published(settings: Settings) -> str:
+    """Return the state that what is published was made from, "" where it does not say."""
+    directory = f"{settings['site']['production_dir']}/{settings['survey']['directory']}"
+    try:
+        return str(json.loads(files.read(f"{directory}/{_page_name(tables.ALWAYS)}.json"))["state"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
 
 
 def _page_name(period: str) -> str:
@@ -259,6 +290,8 @@ def _title(period: str) -> str:
 
 def _period_files(values: dict[str, Any], name: str) -> dict[str, bytes]:
     numbers = {key: values[key] for key in ("period", "visits", "bots", "tables", "days")}
+    if values["period"]["name"] == tables.ALWAYS:
+        numbers["state"] = _state(values)
     text = io.StringIO(newline="")
     rows = csv.writer(text)
     rows.writerow(["period", "kind", "name", "count"])

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 import infocluster
 from infocluster import files
 from infocluster.errors import ConfigError, UnavailableError, reason
-from infocluster.gather import fold
+from infocluster.gather import collect, fold
 from infocluster.gather.collect import Part
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def partials(job: "Job[R]", parts: list[Part], settings: Mapping[str, Any]) -> "
             ends = []
             for part in task:
                 try:
-                    ends.append((part, part.position().tail))
+                    ends.append((part, collect.tail(part)))
                 except OSError as error:
                     yield part.path, part.end - part.start, job.empty(), 0, reason(error)
             if ends:
@@ -180,7 +180,7 @@ def folded(run: str, job: bytes, task: bytes) -> bytes:
     for part, tail in pickle.loads(task):  # noqa: S301 - of the batch host
         partial, bad, why = the_job.empty(), 0, ""
         try:
-            if part.position().tail != tail:
+            if collect.tail(part) != tail:
                 why = "it is not what the batch host sees there"
         except OSError as error:
             why = reason(error)

@@ -5,7 +5,7 @@ An application's records on one host are found at ``<gather_dir>/<server>/<host>
 
 ``segments``
     a directory of our own segments, ``<YYYY-MM-DD>.jsonl`` (see `drop`), read without a lock up to the last end
-    of a line;
+    of a line; another name that ends so is a fault;
 ``lines``
     a plain file with a record a line, appended to by a program that is not ours;
 ``separated``
@@ -21,8 +21,12 @@ For lines, separated and entries the shared lock is taken where the writer's loc
 file's own flock besides: writers of either habit are waited for. NFS does not carry a server's own locks to the batch
 host; check-site says whether they exclude there.
 
-A file is known by its name and its first record (`first_id`): the record's ``id``, or the SHA-256 of the first
-line, 16 hexadecimal digits of it, where it has none. A file that was emptied and begun again is new.
+A file is known by its name and its first record (`first_id`): the record's ``id``, or the SHA-256 of the record,
+16 hexadecimal digits of it, where it has none. A file that was emptied and begun again is new. Where its first record
+has no id and is what it was before, its content tells: it is new if it is shorter, or if the bytes before the place
+up to which it was read are others. One that has grown over that place since, and has the same `TAIL_BYTES` before it,
+cannot be told apart: what precedes it is not read again. Programs that empty their files do well to write ids or
+times. A segment, and a file whose first record has an id, is not begun again; one that changed is a fault.
 
 Source: gather documentation; flock(2).
 """
@@ -36,6 +40,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import date
 
 from infocluster import names
 from infocluster.errors import InfoclusterError, UnavailableError, reason
@@ -44,6 +49,7 @@ from infocluster.locks import lockfile
 from infocluster.queue import simple
 from infocluster.queue.simple import Simple
 
+SUFFIX = ".jsonl"
 FORMS = ("segments", "lines", "separated", "entries", "queue")
 TAIL_BYTES = 256
 BLOCK_BYTES = 1 << 20
@@ -84,7 +90,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The new records of one file: bytes `start` to `end`, both behind an end of record."""
+    """The new records of one file: bytes `start` to `end`, both behind an end of record.
+
+    `tail` is the CRC of the bytes before `end`, as they were when the file was looked at (see `cursor`).
+    """
 
     path: str
     server: str
@@ -94,19 +103,11 @@ class Part:
     first_id: str
     start: int
     end: int
+    tail: str
 
     def position(self) -> Position:
-        """Return the position behind this part.
-
-        Raises:
-            OSError: the file is gone or cannot be read.
-        """
-        tail = ""
-        # An element of a queue never changes, and may be consumed by now.
-        if not simple.is_name(self.segment):
-            with open(self.path, "rb") as file:
-                tail = _tail(file.fileno(), self.end)
-        return Position(self.server, self.host, self.app, self.segment, self.first_id, self.end, tail)
+        """Return the position behind this part."""
+        return Position(self.server, self.host, self.app, self.segment, self.first_id, self.end, self.tail)
 
 
 @dataclass(slots=True)
@@ -149,7 +150,11 @@ def look(source: Source, positions: Positions) -> Found:
         top = f"{source.gather_dir}/{server}/{source.host}/{source.app}"
         try:
             for segment, path in _segments(top, source):
-                _look_at(found, positions, source, server, segment, path)
+                if source.form == "segments" and not is_segment(segment):
+                    odd = names.printable(path)
+                    found.faults.append(f"cannot read {odd}: a segment's name is a day, YYYY-MM-DD{SUFFIX}")
+                else:
+                    _look_at(found, positions, source, server, segment, path)
         except (FileNotFoundError, NotADirectoryError):
             continue  # nobody sent anything to this server, or it is none
         except OSError as error:
@@ -206,14 +211,36 @@ def first_id(first_record: bytes) -> str:
         found = json.loads(first_record)["id"]
     except (ValueError, KeyError, TypeError, RecursionError):
         found = None
-    return found if isinstance(found, str) and found else hashlib.sha256(first_record).hexdigest()[:16]
+    return found if isinstance(found, str) and found else _digest(first_record)
+
+
+def tail(part: Part) -> str:
+    """Return the CRC of the bytes before a part's end, as they are now; "" of an element, which never changes.
+
+    Raises:
+        OSError: the file is gone or cannot be read.
+    """
+    if simple.is_name(part.segment):
+        return ""
+    with open(part.path, "rb") as file:
+        return _tail(file.fileno(), part.end)
+
+
+def is_segment(name: str) -> bool:
+    """Tell whether a file is called as a segment is, by a day on which a record can have been taken."""
+    day = name.removesuffix(SUFFIX)
+    try:
+        # Other forms of ISO 8601 name a day too. A week of the last year that there is does not end in it.
+        return name != day and date.fromisoformat(day).isoformat() == day and "1970" <= day < "9999"
+    except ValueError:
+        return False
 
 
 def day_of(segment: str) -> str:
     """Return the day (UTC) of a segment's records, or of an element of a queue, as ``YYYY-MM-DD``."""
     if simple.is_name(segment):
         return time.strftime("%Y-%m-%d", time.gmtime(int(segment[9:17], 16)))
-    return segment.removesuffix(".jsonl")
+    return segment.removesuffix(SUFFIX)
 
 
 def consume(source: Source, read: set[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
@@ -261,10 +288,9 @@ def _segments(top: str, source: Source) -> Iterator[tuple[str, str]]:
         for name in Simple(top):
             yield name, f"{top}/{name}"
         return
+    ending = SUFFIX if source.form == "segments" else source.ending
     for name in sorted(os.listdir(top)):
-        is_segment = name.endswith(".jsonl") and names.is_name(name)
-        wanted = is_segment if source.form == "segments" else name[0] != "." and name.endswith(source.ending)
-        if wanted:
+        if name[0] != "." and name.endswith(ending):
             yield name, f"{top}/{name}"
 
 
@@ -287,7 +313,7 @@ def _look_at(found: Found, positions: Positions, source: Source, server: str, se
                 return
             if form == "queue":
                 found.seen.add((server, segment, segment[9:]))
-                part = Part(path, server, source.host, source.app, segment, segment[9:], 0, status.st_size)
+                part = Part(path, server, source.host, source.app, segment, segment[9:], 0, status.st_size, "")
                 found.parts.append(part)
                 return
             end = status.st_size if form == "entries" else _last_end(fd, status.st_size, source.end)
@@ -299,13 +325,17 @@ def _look_at(found: Found, positions: Positions, source: Source, server: str, se
             before = positions.get(key)
             start = before.offset if before else 0
             if before and (end < start or _tail(fd, start) != before.tail):
-                found.faults.append(
-                    f"cannot read on in {path}: it changed before byte {start}, up to which it was read; "
-                    "was it restored from a backup, or did the server lose power?"
-                )
-                return
+                if form == "segments" or key[2] != _digest(first):
+                    found.faults.append(
+                        f"cannot read on in {path}: it changed before byte {start}, up to which it was read; "
+                        "was it restored from a backup, or did the server lose power? "
+                        "infocluster-segment(5) has the mend"
+                    )
+                    return
+                start = 0  # begun again, with the first record that it had
             if end > start:
-                found.parts.append(Part(path, server, source.host, source.app, segment, key[2], start, end))
+                part = Part(path, server, source.host, source.app, segment, key[2], start, end, _tail(fd, end))
+                found.parts.append(part)
     except FileNotFoundError:
         return  # swept while we looked: all of it had been read
     except (OSError, InfoclusterError) as error:
@@ -337,7 +367,7 @@ def _last_end(fd: int, size: int, end: bytes) -> int:
 def _first_record(fd: int, end: int, source: Source) -> bytes | None:
     if end == 0:
         return None
-    size = min(end, 4096)
+    size = end if source.form == "entries" else min(end, 4096)
     while True:
         text = os.pread(fd, size, 0)
         for record, _ in records(text, source):
@@ -345,6 +375,10 @@ def _first_record(fd: int, end: int, source: Source) -> bytes | None:
         if size >= end:
             return text
         size = min(end, size * 16)
+
+
+def _digest(record: bytes) -> str:
+    return hashlib.sha256(record).hexdigest()[:16]
 
 
 def _tail(fd: int, offset: int) -> str:

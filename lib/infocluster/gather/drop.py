@@ -10,6 +10,15 @@ Shape: a segment ``$SERVER_GATHER/<app>/<YYYY-MM-DD>.jsonl`` holds the records o
 Writers hold ``$SERVER_GATHER/<app>.lock``. A line without its end was torn by a crash and was never
 acknowledged: the next writer ends it, and the reader counts it as no record.
 
+A segment that changed before the place up to which it was read (restored from a backup, or its end lost with the
+power where ``durable`` is false) is told by every night and read no further, since nobody but a person can say which
+of its lines were counted. They are those whose ``time`` lies before the last night that told nothing of it. As the
+server's user, on the server, take them out, here the first 512: what is left is a new segment, and read from its
+start. Of a form one line is enough, since its answers are known by their ids. Where gather-pull fetches the files,
+remove the copy as well.
+
+    cd $SERVER_GATHER && flock survey.lock sed -i 1,512d survey/2026-11-22.jsonl
+
 A hit loads this module: it stays with `posix`.
 
 An application may use a simple directory queue instead (see `queue.simple`): an element a record, the same line.

@@ -19,7 +19,7 @@ import errno
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -166,7 +166,7 @@ def slices(parts: Iterable[Part], slice_bytes: int) -> Iterator[Part]:
         except OSError:
             places = [part.start, part.end]
         for start, end in pairwise(places):
-            yield _cut(part, start, end)
+            yield replace(part, start=start, end=end, tail="")
 
 
 def _places(part: Part, slice_bytes: int) -> list[int]:
@@ -180,10 +180,6 @@ def _places(part: Part, slice_bytes: int) -> list[int]:
     if places[-1] < part.end or len(places) == 1:
         places.append(part.end)
     return places
-
-
-def _cut(part: Part, start: int, end: int) -> Part:
-    return Part(part.path, part.server, part.host, part.app, part.segment, part.first_id, start, end)
 
 
 def _blocks(part: Part) -> Iterator[bytes]:

@@ -149,7 +149,6 @@ def _is_covered(path: str, segment: str, covered: dict[tuple[str, str], int]) ->
 
 
 def _end_of_day(segment: str) -> float | None:
-    try:
-        return calendar.timegm(time.strptime(segment, "%Y-%m-%d.jsonl")) + DAY_S
-    except ValueError:
+    if not collect.is_segment(segment):
         return None
+    return calendar.timegm(time.strptime(collect.day_of(segment), "%Y-%m-%d")) + DAY_S

@@ -53,14 +53,14 @@ def add(db: sqlite3.Connection, counts: Mapping[tuple[str, str, str], int]) -> N
         db: the database.
         counts: (day, kind, name) to how many.
     """
-    sums: dict[tuple[str, str, str], int] = {}
+    sums: dict[tuple[str, str], dict[str, int]] = {}
     for (day, kind, name), n in counts.items():
         for period in periods(day):
-            sums[period, kind, name] = sums.get((period, kind, name), 0) + n
-    for period, kind in {(period, kind) for period, kind, _ in sums}:
-        wanted = {name: n for (p, k, name), n in sums.items() if (p, k) == (period, kind)}
+            wanted = sums.setdefault((period, kind), {})
+            wanted[name] = wanted.get(name, 0) + n
+    for (period, kind), wanted in sums.items():
         _add_names(db, period, kind, wanted)
-    db.executemany("INSERT OR IGNORE INTO unpublished VALUES (?)", {(period,) for period, _, _ in sums})
+    db.executemany("INSERT OR IGNORE INTO unpublished VALUES (?)", {(period,) for period, _ in sums})
 
 
 def periods(day: str) -> tuple[str, str, str, str]:
