@@ -82,6 +82,28 @@ def test_element_that_fails_again_and_again_is_set_aside_beside_the_queue(site: 
     assert site.batch("queue", "consume", f"{top}.failed", "--", "cat").stdout == "badqueue: 1 consumed, 0 failed\n"
 
 
+def test_command_says_all_that_it_says_on_our_output(site: Site, top: str) -> None:
+    theirs = QueueSimple(top)
+    content = b"line\n" * 500_000
+    theirs.add(content)
+    assert site.batch("queue", "consume", top, "--", "cat").stdout == f"{content.decode()}queue: 1 consumed, 0 failed\n"
+    theirs.add(content)
+    command = [sys.executable, str(ROOT / "batch/queue"), "consume", top, "--", "cat"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, env=site.environment(), stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1 and b"No space left" in done.stderr and b"Traceback" not in done.stderr
+    assert theirs.count() == 1
+
+
+def test_command_is_done_when_it_has_ended_whatever_it_left_running(site: Site, top: str) -> None:
+    theirs = QueueSimple(top)
+    theirs.add(b"x")
+    left = f"sleep 1000 >/dev/null & echo $! > {top}.pid; exit 0"
+    done = site.batch("queue", "consume", "-timeout", "60", top, "--", "sh", "-c", left)
+    os.kill(int(Path(f"{top}.pid").read_text()), signal.SIGKILL)
+    assert (done.returncode, done.stderr, theirs.count()) == (0, "", 0)
+
+
 def test_command_that_is_not_there_fails_before_any_element(site: Site, top: str) -> None:
     theirs = QueueSimple(top)
     theirs.add(b"x")

@@ -269,10 +269,9 @@ def _tried(queue: Queue, name: str, command: list[str], options: Options, aside:
             return lost
 
         environment = {**os.environ, **others, "QUEUE_ELEMENT": name}
-        outcome = processes.run(command, options.timeout_s, content, environment, is_stopped=is_lost)
-        sys.stdout.flush()
-        sys.stdout.buffer.write(outcome.output)
-        sys.stdout.buffer.flush()
+        outcome = processes.run(
+            command, options.timeout_s, content, environment, is_stopped=is_lost, is_shown=True
+        )
         if outcome.status == 0:
             return None
         ended = f"signal {-outcome.status}" if outcome.status < 0 else f"exit status {outcome.status}"
