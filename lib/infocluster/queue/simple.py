@@ -229,7 +229,10 @@ class Simple:
             # By the element's name, not the lock's: where the element is gone by now, so is what we locked.
             if self._is_exact:
                 now_ns = time.time_ns()
-                posix.utime(element, ns=(now_ns, now_ns), dir_fd=at, follow_symlinks=False)
+                try:
+                    posix.utime(element, ns=(now_ns, now_ns), dir_fd=at, follow_symlinks=False)
+                except PermissionError:  # another user's
+                    now_ns = self._set_time(name)
             else:
                 now_ns = self._set_time(name)
         except FileNotFoundError:
