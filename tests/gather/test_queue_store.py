@@ -122,7 +122,10 @@ def test_what_cannot_be_listed_for_a_night_or_cleared_is_told_and_nothing_counts
         os.system(f"chown -R 61001 {path}")
     top = site.gather() / "survey"
     names = []
-    for content in (b'{"id":"00000000000000a1","time":1,"agent":"x"}\n', b'{"id":"00000000000000a2","time":2,"agent":"x"}'):
+    for content in (
+        b'{"id":"00000000000000a1","time":1,"agent":"x"}\n',
+        b'{"id":"00000000000000a2","time":2,"agent":"x"}',
+    ):
         names.append(Simple(str(top), granularity_s=1, clock=lambda: 1795384800.0 + len(names)).add(content))
     hidden = top / names[1][:8]
     # A top that is ours to write, and below it what is another's and died.

@@ -160,9 +160,7 @@ def look(source: Source, positions: Positions) -> Found:
             continue  # nobody sent anything to this server, or it is none
         except (OSError, UnavailableError) as error:
             found.unread.add(server)
-            found.faults.append(
-                f"cannot read {top}: {reason(error)}" if isinstance(error, OSError) else str(error)
-            )
+            found.faults.append(f"cannot read {top}: {reason(error)}" if isinstance(error, OSError) else str(error))
     return found
 
 
