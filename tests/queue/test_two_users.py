@@ -84,6 +84,16 @@ def test_element_that_the_group_may_not_write_is_a_fault_and_stays(open_dir: Pat
     done = run(CONSUMER, queue, CONSUME)
     assert "UnavailableError: cannot lock" in done.stderr
     assert sorted(queue.rglob("*")) == before
+    # What the group may have, behind it, is reached where somebody is told of the rest.
+    os.chmod(next(queue.iterdir()), 0o2770)
+    assert run(CONSUMER, queue, ADD.format(umask=0o007)).returncode == 0
+    done = run(
+        CONSUMER,
+        queue,
+        CONSUME.replace("locked()", "locked(refused.append)").replace("queue =", "refused = []; queue =")
+        + "print(len(refused))",
+    )
+    assert (done.stdout, done.stderr) == ("b'x' True True\n1 0\n1\n", "")
 
 
 def found(queue: Path, *more: accounts.User) -> list[str]:

@@ -302,18 +302,20 @@ class Simple:
             False where it is not locked, or its lock is not the one that we took: the element stays then.
 
         Raises:
-            UnavailableError: the file system refuses.
+            UnavailableError: the file system refuses, or there is something at that path; it is locked still.
         """
         try:
             if not self._is_ours(name):
+                self._held.pop(name, None)
                 return False
+            if _is_there(path):
+                raise FileExistsError(_EEXIST, posix.strerror(_EEXIST))
             posix.rename(f"{self.path}/{name}", path)
+            self._held.pop(name)
             _gone(self.location(name))
             return True
         except OSError as error:
             raise UnavailableError(f"cannot move {self.path}/{name} to {path}: {reason(error)}") from error
-        finally:
-            self._held.pop(name, None)
 
     def remove(self, name: str) -> bool:
         """Remove an element that we locked, for good.
@@ -378,11 +380,14 @@ class Simple:
             for element in elements:
                 yield f"{directory}/{element}"
 
-    def locked(self) -> "Iterator[str]":
+    def locked(self, refused: "Callable[[str], None] | None" = None) -> "Iterator[str]":
         """Yield elements that were just locked for the caller, who removes or unlocks each before the next.
 
         One consumer gets them in the order of their names. Of several, each that meets another's lock goes on
         somewhere else, so that they share the work instead of following each other.
+
+        Args:
+            refused: told of each element that this user may not lock, and the walk goes on; None for an error.
 
         Raises:
             UnavailableError: a directory cannot be read, or the file system refuses a lock.
@@ -392,11 +397,11 @@ class Simple:
         while directories:
             # Where others are at work, somewhere in the queue is better than the next directory.
             directory = directories.pop()
-            if (yield from self._locked_in(directory)) and directories:
+            if (yield from self._locked_in(directory, refused)) and directories:
                 place = int.from_bytes(posix.urandom(4), "little") % len(directories)
                 directories[place], directories[-1] = directories[-1], directories[place]
 
-    def _locked_in(self, directory: str) -> "Generator[str, None, bool]":
+    def _locked_in(self, directory: str, refused: "Callable[[str], None] | None") -> "Generator[str, None, bool]":
         """Yield elements of a directory that were just locked; return whether others were at work there."""
         is_shared = False
         seen: set[str] = set()
@@ -418,7 +423,14 @@ class Simple:
                     place += 1
                     seen.add(element)
                     name = f"{directory}/{element}"
-                    if self.lock(name):
+                    try:
+                        is_locked = self.lock(name)
+                    except UnavailableError as error:
+                        if refused is None or not isinstance(error.__cause__, PermissionError):
+                            raise
+                        refused(str(error))
+                        continue
+                    if is_locked:
                         yield name
                         continue
                     # Who took this one takes the next ones too: leave them, and go on further down.
@@ -727,6 +739,14 @@ def _gone(path: str, beside: int | None = None) -> bool:
     """Unlink a file, counted from an open directory if there is one; False where it was gone already."""
     try:
         posix.unlink(path, dir_fd=beside)
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def _is_there(path: str) -> bool:
+    try:
+        posix.lstat(path)
         return True
     except FileNotFoundError:
         return False
