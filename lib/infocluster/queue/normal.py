@@ -286,7 +286,7 @@ class Normal:
             lock_age_s: seconds after which a lock goes; 0 for never.
 
         Returns:
-            How many unfinished elements, locks and directories were removed.
+            How many unfinished elements and directories, locks, and empty directories were removed.
 
         Raises:
             UnavailableError: something may not be read or removed.
@@ -302,6 +302,7 @@ class Normal:
                 except OSError:  # it holds something, or went by another's hand; what may not be removed may stay
                     continue
             if temporary_age_s:
+                temporaries += simple.purge_unfinished(self.path, now - temporary_age_s)
                 for below in (TEMPORARY, OBSOLETE):
                     for element in self._elements(below):
                         path = f"{self.path}/{below}/{element}"
@@ -362,8 +363,7 @@ class Normal:
                 temporary = f"{self.path}/{TEMPORARY}/{self._names.next()[1]}"
             except FileNotFoundError:
                 if not os.path.lexists(self.path):
-                    files.make_directories(os.path.dirname(self.path.rstrip("/")) or ".")
-                    simple.make_directory(self.path, self.umask)
+                    simple.make_top(self.path, self.umask, self.durable)
                 for below in (TEMPORARY, OBSOLETE):
                     simple.make_directory(f"{self.path}/{below}", self.umask)
                 os.stat(os.path.dirname(temporary))
