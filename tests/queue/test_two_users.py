@@ -108,10 +108,19 @@ def test_doctor_tells_what_a_shared_queue_lacks(open_dir: Path, monkeypatch: pyt
     }
     monkeypatch.setattr(accounts, "by_name", users.get)
     queue = open_dir / "queue"
+    assert [fault for fault, _ in queue_check.faults(str(queue), [])] == [f"{queue}: nobody is named who uses it"]
     assert found(queue) == [f"{queue} is missing"]
     shared(open_dir)
     assert found(queue) == []
     assert list(queue.iterdir()) == []
+    os.chown(open_dir, ADDER, ADDER)
+    open_dir.chmod(0o700)
+    assert [fault.partition(" adds")[0] for fault in found(queue)] == [
+        f"{queue}: consumer cannot consume what adder",
+        f"{queue}: adder cannot consume what consumer",
+    ]
+    assert list(queue.iterdir()) == []
+    open_dir.chmod(0o755)
     queue.chmod(0o770)
     assert found(queue) == [f"{queue} has mode 0770, and a shared queue has 2770"]
     queue.chmod(0o2770)
