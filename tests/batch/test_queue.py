@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program queue, run as people and cron run it."""
 
+import base64
 import json
 import os
 import shutil
@@ -235,6 +236,12 @@ def test_what_ssm_would_not_carry_is_refused_or_made_fit(site: Site, top: str, t
     done = site.batch("queue", "add", "-ssm", "-split", "-limit", "100", top, str(file))
     assert done.returncode == 0 and len(done.stdout.split()) == 3
     assert QueueSimple(top).count() == 4
+    file.write_bytes(b"head: v1\n" + "Site: M\u00fc\n%%\n".encode() * 20)
+    done = site.batch("queue", "add", "-ssm", "-base64", "-split", "-limit", "160", top, str(file))
+    assert done.returncode == 0, done.stderr
+    parts = [base64.b64decode(Path(top, name).read_bytes()).decode() for name in done.stdout.split()]
+    assert "".join(part.removeprefix("head: v1\n") for part in parts) == "Site: M\u00fc\n%%\n" * 20
+    assert len(parts) > 1 and all(part.startswith("head: v1\n") for part in parts)
 
 
 def test_wrong_words_are_told_with_64(site: Site, top: str) -> None:

@@ -151,9 +151,9 @@ def _contents(file: str, options: Options) -> list[bytes]:
         content = sys.stdin.buffer.read() if file == "-" else files.read(file)
     except OSError as error:
         raise UnavailableError(f"cannot read {file}: {reason(error)}") from error
-    if options.base64:
-        content = ssm.encoded(content)
-    return ssm.split(content, options.limit_bytes) if options.split else [content]
+    limit_bytes = ssm.before_encoding(options.limit_bytes) if options.base64 else options.limit_bytes
+    contents = ssm.split(content, limit_bytes) if options.split else [content]
+    return [ssm.encoded(part) for part in contents] if options.base64 else contents
 
 
 def _ssm_check(run: Run, options: Options, given: list[str]) -> str:
