@@ -308,15 +308,24 @@ def test_real_error_is_raised_at_once_and_leaves_nothing(top: str, tmp_path: Pat
 
 
 def test_too_many_open_files_is_an_error_and_not_a_wait(top: str) -> None:
-    queue = Simple(top)
+    queue, other = Simple(top), Simple(f"{top}/other")
+    name = other.add(b"x")
+    before = everything(top)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-        with pytest.raises(UnavailableError, match="Too many open files"):
-            queue.add(b"x")
+        for action in (
+            lambda: queue.add(b"x"),
+            lambda: Simple(other.path).lock(name),
+            lambda: next(iter(other.locked())),
+            other.count,
+            other.purge,
+        ):
+            with pytest.raises(UnavailableError, match="Too many open files"):
+                action()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert everything(top) == []
+    assert everything(top) == before
 
 
 @pytest.mark.root
