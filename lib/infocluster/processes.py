@@ -19,10 +19,10 @@ from infocluster.errors import UnavailableError, reason
 
 OUTPUT_LIMIT_BYTES = 1 << 20
 
-# How often a program that runs is asked whether it is still wanted.
+# How often a program that runs is looked at: whether it is still wanted, whether it has ended.
 LOOK_S = 0.1
 CHUNK_BYTES = 1 << 16
-# Seconds to wait for the rest of what a program says on its standard error.
+# Seconds to wait for the rest of what a program that has ended says.
 ERRORS_S = 1.0
 # Seconds to wait for what was killed, and between two looks at it.
 KILL_S = 5.0
@@ -46,10 +46,12 @@ def run(
     directory: str | None = None,
     is_stopped: Callable[[], bool] | None = None,
     output_limit_bytes: int = OUTPUT_LIMIT_BYTES,
+    is_shown: bool = False,
 ) -> Outcome:
     """Run a program to its end and return how it ended.
 
-    It leads a process group of its own, which is killed when the time is over, so that nothing of it stays.
+    It leads a process group of its own, which is killed when the time is over, so that nothing of it stays. What it
+    left running when it ended may have its outputs open still: those are listened to for a second more.
 
     Args:
         arguments: the program and its arguments; no shell reads them.
@@ -59,6 +61,7 @@ def run(
         directory: where it starts; by default here.
         is_stopped: asked ten times a second; the program is killed once this is true.
         output_limit_bytes: how much of each of its two outputs is returned.
+        is_shown: whether its standard output is ours, all of it; none of that is returned.
 
     Raises:
         UnavailableError: it cannot be started, did not end in time, or was stopped.
@@ -69,7 +72,7 @@ def run(
         process = subprocess.Popen(
             list(arguments),
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=None if is_shown else subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
             cwd=directory,
@@ -99,24 +102,31 @@ def _said(
     limit_bytes: int,
 ) -> tuple[bytes, bytes]:
     """Return what a program says to its end, the first bytes of it. Raises TimeoutExpired: no longer waited for."""
-    if process.stdin is None or process.stdout is None or process.stderr is None:
+    if process.stdin is None or process.stderr is None:
         raise ValueError("its streams are not ours")
     untold = memoryview(content)
     output, errors = bytearray(), bytearray()
+    ended_s = float("inf")
     with selectors.DefaultSelector() as select:
-        select.register(process.stdout, selectors.EVENT_READ, output)
+        if process.stdout is not None:
+            select.register(process.stdout, selectors.EVENT_READ, output)
         select.register(process.stderr, selectors.EVENT_READ, errors)
         os.set_blocking(process.stdin.fileno(), False)
         select.register(process.stdin, selectors.EVENT_WRITE)
         while select.get_map() or process.poll() is None:
-            left_s = end - time.monotonic()
+            now = time.monotonic()
+            if process.poll() is not None:
+                ended_s = min(ended_s, now)
+                if now - ended_s > ERRORS_S:
+                    break
+            left_s = end - now
             if left_s <= 0 or (is_stopped is not None and is_stopped()):
                 raise subprocess.TimeoutExpired(process.args, left_s)
             if not select.get_map():
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(min(left_s, LOOK_S))
                 continue
-            for key, _ in select.select(left_s if is_stopped is None else min(left_s, LOOK_S)):
+            for key, _ in select.select(min(left_s, LOOK_S)):
                 if key.fileobj is process.stdin:
                     untold = _told(process.stdin, untold)
                     if not untold:

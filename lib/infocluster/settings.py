@@ -615,7 +615,8 @@ def sample() -> str:
         for setting in TABLE:
             if setting.section == section:
                 lines += [*_wrapped(f"{setting.why} ({setting.kind.expected})")]
-                lines.append(f"#{setting.name} = {toml(setting.default)}")
+                is_list = setting.default is None and setting.kind is TEXTS
+                lines.append(f"#{setting.name} = {'[]' if is_list else toml(setting.default)}")
     return "\n".join(lines) + "\n"
 
 

@@ -384,3 +384,22 @@ def test_task_as_another_user_can_do_no_more_than_he(tmp_path: Path) -> None:
         "groups": sorted(user.groups),
     }
     assert os.getuid() == 0
+
+
+@pytest.mark.root
+def test_shared_queue_is_tried_as_its_users(healthy: Patient) -> None:
+    def faults() -> list[str]:
+        return [fault["fault"] for fault in healthy.faults() if fault["check"] == "queues"]
+
+    queue = healthy.top / "queue"
+    healthy.configure(f'[[queues]]\nqueue_dir = "{queue}"\nusers = ["{OWNER}"]\n')
+    try:
+        assert faults() == [f"{queue} is missing"]
+        queue.mkdir()
+        shutil.chown(queue, OWNER, accounts.group_name(getattr(accounts.by_name(OWNER), "gid", 0)))
+        queue.chmod(0o2770)
+        assert faults() == []
+        assert list(queue.iterdir()) == []
+    finally:
+        healthy.configure()
+        shutil.rmtree(queue, ignore_errors=True)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program queue, run as people and cron run it."""
 
+import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -82,6 +85,30 @@ def test_element_that_fails_again_and_again_is_set_aside_beside_the_queue(site: 
     assert site.batch("queue", "consume", f"{top}.failed", "--", "cat").stdout == "badqueue: 1 consumed, 0 failed\n"
 
 
+def test_command_says_all_that_it_says_on_our_output(site: Site, top: str) -> None:
+    theirs = QueueSimple(top)
+    content = b"line\n" * 500_000
+    theirs.add(content)
+    assert (
+        site.batch("queue", "consume", top, "--", "cat").stdout == f"{content.decode()}queue: 1 consumed, 0 failed\n"
+    )
+    theirs.add(content)
+    command = [sys.executable, str(ROOT / "batch/queue"), "consume", top, "--", "cat"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, env=site.environment(), stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1 and b"No space left" in done.stderr and b"Traceback" not in done.stderr
+    assert theirs.count() == 1
+
+
+def test_command_is_done_when_it_has_ended_whatever_it_left_running(site: Site, top: str) -> None:
+    theirs = QueueSimple(top)
+    theirs.add(b"x")
+    left = f"sleep 1000 >/dev/null & echo $! > {top}.pid; exit 0"
+    done = site.batch("queue", "consume", "-timeout", "60", top, "--", "sh", "-c", left)
+    os.kill(int(Path(f"{top}.pid").read_text()), signal.SIGKILL)
+    assert (done.returncode, done.stderr, theirs.count()) == (0, "", 0)
+
+
 def test_command_that_is_not_there_fails_before_any_element(site: Site, top: str) -> None:
     theirs = QueueSimple(top)
     theirs.add(b"x")
@@ -123,6 +150,67 @@ def test_what_ssm_received_is_consumed_with_its_sender(site: Site, tmp_path: Pat
     assert aside.lock(bad) and aside.get(bad) == {"body": "bad"}
 
 
+@pytest.mark.parametrize(
+    ("schema", "fields", "why"),
+    [
+        ({"signer": "string"}, {"signer": "x"}, "lacks this field"),
+        ({"body": "binary"}, {"body": b"\xff\xfe"}, "can't decode"),
+        ({"body": "string", "signer": "string"}, {"body": "x", "signer": "a\0b"}, "QUEUE_SIGNER: it holds a NUL"),
+    ],
+)
+def test_element_that_cannot_be_handed_on_is_set_aside_like_one_that_fails(
+    site: Site, top: str, schema: dict[str, str], fields: dict[str, str], why: str
+) -> None:
+    bad = Queue(top, schema=schema).add(fields)
+    good = Queue(top, schema={"body": "string"})
+    good.add({"body": "good"})
+    for count, _ in ((1, "first"), (0, "second")):
+        done = site.batch("queue", "consume", "-failures", "2", top, "--", "cat")
+        assert (done.returncode, good.count()) == (1, count), done.stderr
+        assert f"queue: {bad}: " in done.stderr and why in done.stderr
+    assert list(Queue(f"{top}.failed", schema=schema).names()) == [bad]
+
+
+@pytest.mark.parametrize("obstacle", ["taken", "other file system"])
+def test_element_that_cannot_be_set_aside_is_unlocked_and_the_rest_goes_on(
+    site: Site, top: str, obstacle: str
+) -> None:
+    theirs = QueueSimple(top, granularity=1)
+    bad = theirs.add(b"bad")
+    theirs.add(b"good")
+    aside = f"{top}.failed" if obstacle == "taken" else tempfile.mkdtemp(dir="/dev/shm")
+    Path(aside, bad).parent.mkdir(parents=True)
+    if obstacle == "taken":
+        Path(aside, bad).write_bytes(b"another")
+    try:
+        done = site.batch("queue", "consume", "-failures", "1", "-aside", aside, top, "--", *failing("bad"))
+        assert done.returncode == 1 and f"cannot move {top}/{bad}" in done.stderr
+        assert done.stdout == "queue: 1 consumed, 1 failed\n"
+        assert list(theirs.names()) == [bad] and theirs.lock(bad)
+        assert [path.read_bytes() for path in Path(aside).glob("[0-9]*/*")] == [b"another"] * (obstacle == "taken")
+    finally:
+        shutil.rmtree(aside)
+
+
+def test_consumer_that_counts_no_failures_writes_nothing_beside_the_queue(site: Site, top: str) -> None:
+    theirs = QueueSimple(top)
+    theirs.add(b"bad")
+    for command in (failing("bad"), ["cat"]):
+        site.batch("queue", "consume", "-failures", "0", top, "--", *command)
+    assert theirs.count() == 0 and not os.path.exists(f"{top}.failed")
+
+
+def test_lock_is_new_again_and_again_while_a_command_runs(site: Site, top: str) -> None:
+    """The command ends once the time of its element's lock has moved."""
+    theirs = QueueSimple(top)
+    name = theirs.add(b"x")
+    time_of = "os.stat(sys.argv[1]).st_mtime_ns"
+    program = f"import os, sys\nbefore = {time_of}\nwhile {time_of} == before: pass"
+    command = [sys.executable, "-c", program, theirs.get_path(name)]
+    done = site.batch("queue", "consume", "-lock-age", "1", "-timeout", "60", top, "--", *command)
+    assert (done.returncode, done.stderr, theirs.count()) == (0, "", 0)
+
+
 def test_purge_says_what_it_removed(site: Site, top: str) -> None:
     theirs = QueueSimple(top)
     name = theirs.add(b"x")
@@ -148,6 +236,12 @@ def test_what_ssm_would_not_carry_is_refused_or_made_fit(site: Site, top: str, t
     done = site.batch("queue", "add", "-ssm", "-split", "-limit", "100", top, str(file))
     assert done.returncode == 0 and len(done.stdout.split()) == 3
     assert QueueSimple(top).count() == 4
+    file.write_bytes(b"head: v1\n" + "Site: M\u00fc\n%%\n".encode() * 20)
+    done = site.batch("queue", "add", "-ssm", "-base64", "-split", "-limit", "160", top, str(file))
+    assert done.returncode == 0, done.stderr
+    parts = [base64.b64decode(Path(top, name).read_bytes()).decode() for name in done.stdout.split()]
+    assert "".join(part.removeprefix("head: v1\n") for part in parts) == "Site: M\u00fc\n%%\n" * 20
+    assert len(parts) > 1 and all(part.startswith("head: v1\n") for part in parts)
 
 
 def test_wrong_words_are_told_with_64(site: Site, top: str) -> None:

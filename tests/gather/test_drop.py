@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A record is in its segment once and whole, or the segment is as it was."""
 
+import itertools
 import json
 import math
 import os
@@ -78,9 +79,12 @@ def test_application_name_never_walks(name: str, tmp_path: Path) -> None:
 
 
 def test_missing_gather_directory_is_said(tmp_path: Path) -> None:
-    for directory in ("", "relative", str(tmp_path / "missing")):
+    for directory, store in itertools.product(
+        ("", "relative", str(tmp_path / "missing")), (drop.SEGMENTS, drop.QUEUE)
+    ):
         with pytest.raises(UnavailableError, match="cannot"):
-            drop.append("survey", {}, SETTINGS, directory)
+            drop.append("survey", {}, SETTINGS, directory, store)
+        assert not os.path.exists(tmp_path / "missing")
 
 
 def test_lock_excludes_flock_of_util_linux(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dirq.QueueSimple import QueueSimple
 
 from conftest import Site
 from infocluster.gather import drop, marks, sweep
+from infocluster.queue.simple import Simple
 
 AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"
 
@@ -87,7 +88,7 @@ def as_user(uid: int, site: Site) -> int:
     if pid == 0:
         status = 1
         try:
-            os.setgroups([])
+            os.setgroups([uid])
             os.setgid(uid)
             os.setuid(uid)
             status = site.batch("survey-nightly").returncode
@@ -98,13 +99,45 @@ def as_user(uid: int, site: Site) -> int:
 
 def test_element_that_no_mark_names_or_is_young_stays(tmp_path: Path) -> None:
     settings = {"durable": True, "lock_timeout_s": 10, "limit_bytes": 65536}
-    for _ in range(2):
-        drop.append("survey", {"agent": "x"}, settings, str(tmp_path), drop.QUEUE)
+    ids = [drop.append("survey", {"agent": "x"}, settings, str(tmp_path), drop.QUEUE) for _ in range(2)]
     queue = QueueSimple(str(tmp_path / "survey"))
     first, second = queue.names()
-    mark = marks.Mark("web1", "www", "survey", first, first[9:], 1)
+    read = [
+        marks.Mark("web1", "www", "survey", first, ids[0], 1),
+        # Another server's, of the same name.
+        marks.Mark("web2", "www", "survey", second, "5f0c2a9be7d14c33", 1),
+        marks.Mark("web2", "www", "survey", "6b0365e0/6b0365e03d090b", "5f0c2a9be7d14c33", 1),
+    ]
     said: list[str] = []
     for now, left in ((time.time() + 86399, [first, second]), (time.time() + 86401, [second])):
-        sweep.sweep(str(tmp_path), "survey", [mark], 1, now, 1, said.append, said.append)
+        sweep.sweep(str(tmp_path), "survey", read, 1, now, 1, said.append, said.append)
         assert list(queue.names()) == left
     assert said == [f"drop survey/{first}"]
+
+
+@pytest.mark.root
+def test_what_cannot_be_listed_for_a_night_or_cleared_is_told_and_nothing_counts_twice(open_dir: Path) -> None:
+    site = prepared(Site(open_dir / "site").build())
+    for path in (site.state, site.production, site.root / "var/wwwdev"):
+        os.system(f"chown -R 61001 {path}")
+    top = site.gather() / "survey"
+    names = []
+    for content in (
+        b'{"id":"00000000000000a1","time":1,"agent":"x"}\n',
+        b'{"id":"00000000000000a2","time":2,"agent":"x"}',
+    ):
+        names.append(Simple(str(top), granularity_s=1, clock=lambda: 1795384800.0 + len(names)).add(content))
+    hidden = top / names[1][:8]
+    # A top that is ours to write, and below it what is another's and died.
+    os.chown(top, 0, 61001)
+    top.chmod(0o2775)
+    (top / names[0][:8] / "0123456789abcd.tmp").touch()
+    os.utime(top / names[0][:8] / "0123456789abcd.tmp", (1, 1))
+    for mode, status in ((0o755, 1), (0, 1), (0o755, 1)):
+        hidden.chmod(mode)
+        assert as_user(61001, site) == status
+        assert visits(site) == 2
+    (top / names[0][:8] / "0123456789abcd.tmp").unlink()
+    assert as_user(61001, site) == 0
+    read = json.loads((site.production / "gather/marks/survey.json").read_text())["marks"]
+    assert [(mark["segment"], mark["first_id"][-2:]) for mark in read] == [(names[0], "a1"), (names[1], "a2")]

@@ -2,6 +2,8 @@
 """The normal queue by itself, and with python-dirq on the other side."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -155,8 +157,12 @@ def test_purge_takes_what_died_and_leaves_the_rest(top: str) -> None:
         os.mkdir(path)
         Path(f"{path}/body").touch()
     age(old, 301)
+    unfinished = f"{top}/.~00000001.0123456789ab"
+    os.mkdir(unfinished)
+    age(unfinished, 301)
     assert queue.lock(names[1])
-    assert queue.purge() == (1, 0, 1)
+    assert queue.purge() == (2, 0, 1)
+    assert not os.path.exists(unfinished)
     assert os.path.exists(f"{new}/body") and not os.path.exists(old)
     age(f"{top}/{names[1]}", 601)
     assert queue.purge(0, 0) == (0, 0, 0)
@@ -208,6 +214,43 @@ def test_umask_of_a_queue_is_not_that_of_the_process(top: str) -> None:
     name = Normal(top, SCHEMA, umask=0o007).add(DATA)
     modes = [os.stat(f"{top}/{path}").st_mode & 0o777 for path in ("", "temporary", "00000000", name, f"{name}/body")]
     assert modes == [0o770, 0o770, 0o770, 0o770, 0o660]
+
+
+def test_durable_element_and_its_directories_are_synced_before_add_returns(top: str) -> None:
+    """In a process of its own, which says what it asks the kernel for."""
+    program = """
+import os, posix, sys
+from infocluster.queue.normal import Normal
+synced, renamed = os.fsync, os.rename
+def sync_and_note(fd):
+    print("fsync", os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), sys.argv[1]))
+    synced(fd)
+def rename_and_note(old, new):
+    print("rename", os.path.relpath(new, sys.argv[1]))
+    renamed(old, new)
+os.fsync = posix.fsync = sync_and_note
+os.rename = rename_and_note
+queue = Normal(sys.argv[1], {"body": "string"}, durable=True, digit=0, clock=lambda: 1795384800.0)
+print("added", queue.add({"body": "x"}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, top],
+        env={"PYTHONPATH": str(Path(normal.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    name = "6b0365e0000000"
+    assert done.stdout.splitlines() == [
+        "fsync ..",
+        f"fsync temporary/{name}/body",
+        f"fsync temporary/{name}",
+        f"rename 00000000/{name}",
+        "fsync 00000000",
+        "fsync .",
+        f"added 00000000/{name}",
+    ]
 
 
 def test_real_error_is_raised_at_once_and_leaves_nothing(top: str) -> None:

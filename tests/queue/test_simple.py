@@ -143,6 +143,29 @@ def test_lock_that_was_broken_and_taken_by_another_is_not_ours(top: str) -> None
     assert everything(top) == [name.split("/")[0]]
 
 
+def test_lock_that_another_takes_while_we_find_ours_gone_is_left_to_him(top: str) -> None:
+    """In a process of its own, where the other one comes between two steps of ours."""
+    program = """
+import posix, sys
+from infocluster.queue.simple import Simple
+queue, other = Simple(sys.argv[1]), Simple(sys.argv[1])
+looked = posix.lstat
+def look_and_let_lock(path, **named):
+    try:
+        return looked(path, **named)
+    except FileNotFoundError:
+        posix.lstat = looked
+        print("other", other.lock(name))
+        raise
+name = queue.add(b"x")
+queue.lock(name)
+posix.unlink(queue.location(name))
+posix.lstat = look_and_let_lock
+print(queue.remove(name), other.get(name), other.remove(name))
+"""
+    assert run(program, top) == "other True\nFalse b'x' True\n"
+
+
 def test_touched_lock_is_kept_by_purges_and_still_ours(top: str) -> None:
     queue = Simple(top)
     name = queue.add(b"x")
@@ -171,8 +194,15 @@ def test_purge_takes_what_is_old_and_leaves_the_rest(top: str) -> None:
     age(old, 301)
     age(orphan, 601)
     age(directory / "other.tmp", 9999)
+    unfinished, kept = Path(top) / ".~6b0365e0.0123456789ab", Path(top) / ".~mine"
+    for path in (unfinished, kept):
+        path.mkdir()
+    (kept / "file").touch()
+    for path in (unfinished, kept):
+        age(path, 301)
     assert queue.lock(name)
-    assert queue.purge() == (1, 1, 1)
+    assert queue.purge() == (2, 1, 1)
+    assert kept.exists() and not unfinished.exists()
     left = {path.name for path in directory.iterdir()}
     assert left == {name[9:], name[9:] + ".lck", new.name, "other.tmp", "x.dat"}
     assert (Path(top) / "00000002/kept").exists()
@@ -278,15 +308,24 @@ def test_real_error_is_raised_at_once_and_leaves_nothing(top: str, tmp_path: Pat
 
 
 def test_too_many_open_files_is_an_error_and_not_a_wait(top: str) -> None:
-    queue = Simple(top)
+    queue, other = Simple(top), Simple(f"{top}/other")
+    name = other.add(b"x")
+    before = everything(top)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-        with pytest.raises(UnavailableError, match="Too many open files"):
-            queue.add(b"x")
+        for action in (
+            lambda: queue.add(b"x"),
+            lambda: Simple(other.path).lock(name),
+            lambda: next(iter(other.locked())),
+            other.count,
+            other.purge,
+        ):
+            with pytest.raises(UnavailableError, match="Too many open files"):
+                action()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert everything(top) == []
+    assert everything(top) == before
 
 
 @pytest.mark.root
@@ -363,13 +402,45 @@ def test_path_on_another_file_system_stays(top: str) -> None:
         assert source.read_bytes() == b"whole"
     finally:
         source.unlink()
-    assert list(Simple(top)) == []
+    assert everything(top) == []
+
+
+def test_path_whose_directory_a_purge_takes_is_added_and_one_that_the_disk_refuses_stays(
+    top: str, tmp_path: Path
+) -> None:
+    """In a process of its own, where the disk and a purge do as they are told."""
+    (tmp_path / "file").write_bytes(b"whole")
+    program = """
+import posix, sys
+from infocluster.errors import UnavailableError
+from infocluster.queue.simple import Simple
+opened, synced, (top, file) = posix.open, posix.fsync, sys.argv[1:]
+queue = Simple(top, durable=True)
+def refuse(fd):
+    if posix.fstat(fd).st_mode & 0o40000:
+        raise OSError(5, "Input/output error")
+posix.fsync = refuse
+try:
+    queue.add_path(file)
+except UnavailableError as error:
+    print(str(error).rpartition(": ")[2])
+print(opened(file, posix.O_RDONLY) > 0, queue.count())
+posix.fsync = synced
+def purge_and_open(path, *rest, **named):
+    if posix.open is not opened and path.startswith(top + "/"):
+        posix.open = opened
+        posix.rmdir(path)
+    return opened(path, *rest, **named)
+posix.open = purge_and_open
+print(posix.open is not opened, queue.add_path(file) == list(queue)[0], posix.open is opened)
+"""
+    assert run(program, top, str(tmp_path / "file")) == "Input/output error\nTrue 0\nTrue True True\n"
 
 
 def test_durable_element_and_its_directories_are_synced_before_add_returns(top: str) -> None:
     """In a process of its own, which says what it asks the kernel for."""
     program = """
-import posix, sys
+import posix, shutil, sys
 from infocluster.queue.simple import Simple
 opened, synced, linked, names = posix.open, posix.fsync, posix.link, {}
 def open_and_note(path, *rest, **named):
@@ -382,10 +453,13 @@ posix.link = lambda old, new, **named: print("link", new) or linked(old, new, **
 queue = Simple(sys.argv[1], durable=True, digit=0, clock=lambda: 1795384800.0)
 print("added", queue.add(b"x"))
 print("added", queue.add(b"x"))
+shutil.rmtree(sys.argv[1] + "/6b0365e0")
+print("added", queue.add(b"x"))
 """
     steps = run(program, top).replace(top, "TOP").splitlines()
-    first, second = "6b0365e0/6b0365e0000000", "6b0365e0/6b0365e0000010"
-    assert steps[-9:] == [
+    first, second, third = (f"6b0365e0/6b0365e00000{place}0" for place in range(3))
+    assert steps == [
+        "fsync TOP/..",
         f"fsync {first[9:]}.tmp",
         f"link {first[9:]}",
         "fsync TOP/6b0365e0",
@@ -395,6 +469,11 @@ print("added", queue.add(b"x"))
         f"link {second[9:]}",
         "fsync TOP/6b0365e0",
         f"added {second}",
+        f"fsync {third[9:]}.tmp",
+        f"link {third[9:]}",
+        "fsync TOP/6b0365e0",
+        "fsync TOP",
+        f"added {third}",
     ]
 
 

@@ -51,6 +51,11 @@ def test_parts_of_a_message_hold_its_records_once_each_under_its_first_line(text
     assert found == records
 
 
+@given(st.integers(77, 1000))
+def test_what_is_within_the_limit_before_it_is_encoded_is_so_afterwards(limit: int) -> None:
+    assert limit - 77 < len(ssm.encoded(b"x" * ssm.before_encoding(limit))) <= limit
+
+
 def test_record_that_is_too_large_cannot_be_split() -> None:
     with pytest.raises(BadInputError, match="200 bytes, and 100"):
         ssm.split(b"head\n" + b"x" * 200, 100)

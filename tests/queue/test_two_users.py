@@ -68,10 +68,11 @@ def shared(top: Path) -> Path:
 
 def test_group_with_umask_007_shares_a_queue(open_dir: Path) -> None:
     queue = shared(open_dir)
-    for _ in range(2):
-        assert run(ADDER, queue, ADD.format(umask=0o007)).returncode == 0
+    # One's own are locked with a time that he sets, another's with the kernel's.
+    for adder in (ADDER, CONSUMER, CONSUMER, ADDER, ADDER, CONSUMER):
+        assert run(adder, queue, ADD.format(umask=0o007)).returncode == 0
     done = run(CONSUMER, queue, CONSUME)
-    assert (done.stdout, done.stderr) == ("b'x' True True\nb'x' True True\n0 0\n", "")
+    assert (done.stdout, done.stderr) == ("b'x' True True\n" * 6 + "0 0\n", "")
     assert run(ADDER, queue, ADD.format(umask=0o007)).returncode == 0
     assert run(CONSUMER, queue, CONSUME_DIRQ).stdout == "True b'x' None\n"
 
@@ -83,6 +84,16 @@ def test_element_that_the_group_may_not_write_is_a_fault_and_stays(open_dir: Pat
     done = run(CONSUMER, queue, CONSUME)
     assert "UnavailableError: cannot lock" in done.stderr
     assert sorted(queue.rglob("*")) == before
+    # What the group may have, behind it, is reached where somebody is told of the rest.
+    os.chmod(next(queue.iterdir()), 0o2770)
+    assert run(CONSUMER, queue, ADD.format(umask=0o007)).returncode == 0
+    done = run(
+        CONSUMER,
+        queue,
+        CONSUME.replace("locked()", "locked(refused.append)").replace("queue =", "refused = []; queue =")
+        + "print(len(refused))",
+    )
+    assert (done.stdout, done.stderr) == ("b'x' True True\n1 0\n1\n", "")
 
 
 def found(queue: Path, *more: accounts.User) -> list[str]:
@@ -97,10 +108,19 @@ def test_doctor_tells_what_a_shared_queue_lacks(open_dir: Path, monkeypatch: pyt
     }
     monkeypatch.setattr(accounts, "by_name", users.get)
     queue = open_dir / "queue"
+    assert [fault for fault, _ in queue_check.faults(str(queue), [])] == [f"{queue}: nobody is named who uses it"]
     assert found(queue) == [f"{queue} is missing"]
     shared(open_dir)
     assert found(queue) == []
     assert list(queue.iterdir()) == []
+    os.chown(open_dir, ADDER, ADDER)
+    open_dir.chmod(0o700)
+    assert [fault.partition(" adds")[0] for fault in found(queue)] == [
+        f"{queue}: consumer cannot consume what adder",
+        f"{queue}: adder cannot consume what consumer",
+    ]
+    assert list(queue.iterdir()) == []
+    open_dir.chmod(0o755)
     queue.chmod(0o770)
     assert found(queue) == [f"{queue} has mode 0770, and a shared queue has 2770"]
     queue.chmod(0o2770)

@@ -147,10 +147,12 @@ def _take_in(run: Run, form: Form, book: Book) -> int:
         _take_parts(run, form, book, source, parts) for source, found in looks for parts in _together(found.parts)
     )
     reached = book.cursor.positions(app, gather["host"])
-    queued = looks[-1][1].seen
-    removed = collect.consume(queue, queued & reached.keys())
+    queued = looks[-1][1]
+    removed = collect.consume(
+        queue, queued.seen & reached.keys(), lambda fault: run.fault(f"form {form['name']}: {fault}")
+    )
     with book.cursor.transaction():
-        book.cursor.forget(app, gather["host"], collect.gone(queue, queued, reached))
+        book.cursor.forget(app, gather["host"], collect.gone(queued, reached))
     seen = {key for _, found in looks for key in found.seen} - removed
     _tell_servers(run, app, [reached[key] for key in sorted(seen) if key in reached])
     return new

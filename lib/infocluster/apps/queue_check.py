@@ -45,10 +45,13 @@ def faults(directory: str, users: list[str]) -> Iterator[tuple[str, str]]:
             yield f"{directory}: there is no user {name}", "set queues.users"
             return
         known.append(user)
+    if not known:
+        yield f"{directory}: nobody is named who uses it", "set queues.users"
+        return
     try:
         status = os.stat(directory)
     except FileNotFoundError:
-        shared = frozenset.intersection(*(user.groups for user in known)) if known else frozenset[int]()
+        shared = frozenset.intersection(*(user.groups for user in known))
         group = accounts.group_name(min(shared)) if shared else "GROUP"
         yield f"{directory} is missing", f"install -d -o {users[0]} -g {group} -m 2770 {quoted}"
         return
@@ -80,9 +83,13 @@ def _entries(directory: str, gid: int) -> Iterator[tuple[str, str]]:
     for top in os.scandir(directory):
         if not (len(top.name) == 8 and top.is_dir(follow_symlinks=False)):
             continue
+        try:
+            elements = [entry.path for entry in os.scandir(top.path) if len(entry.name) == 14]
+        except FileNotFoundError:  # a purge took it
+            continue
         for path, needed, what in (
             (top.path, 0o2070, "removed"),
-            *((entry.path, 0o060, "locked") for entry in os.scandir(top.path) if len(entry.name) == 14),
+            *((element, 0o060, "locked") for element in elements),
         ):
             try:
                 status = os.lstat(path)
@@ -111,10 +118,9 @@ def _round(directory: str, users: list[User]) -> Iterator[tuple[str, str]]:
         if "fault" in answer:
             yield (
                 f"{directory}: {consumer.name} cannot consume what {adder.name} adds: {answer['fault']}",
-                f"see README, queues of two users; ls -lR {shlex.quote(probe)}",
+                f"see doc/queues.md, Two users; ls -ld {shlex.quote(directory)}; id {adder.name}; id {consumer.name}",
             )
-        else:
-            accounts.as_user(consumer, lambda: _cleared(probe))
+        accounts.as_user(adder, lambda: _cleared(probe))
 
 
 def _consumed(probe: str, name: str) -> dict[str, Any]:
@@ -125,7 +131,9 @@ def _consumed(probe: str, name: str) -> dict[str, Any]:
 
 
 def _cleared(probe: str) -> dict[str, Any]:
-    for entry in os.listdir(probe):
-        os.rmdir(f"{probe}/{entry}")
-    os.rmdir(probe)
+    """Remove the probe with whatever is left in it: all of it is the adder's, also the consumer's lock."""
+    for directory, _, names in os.walk(probe, topdown=False):
+        for name in names:
+            os.unlink(f"{directory}/{name}")
+        os.rmdir(directory)
     return {}

@@ -2,7 +2,8 @@
 """What the program queue does: directory queues from the command line.
 
 Shape: ``ASIDE/failures/DDDDDDDD.SSSSSSSSMMMMMR`` counts how often an element was tried without success, in decimal.
-    It is written before a try, so that an element that takes its consumer down with it is set aside too.
+    It is written before an element is read, so that one that cannot be read, or takes its consumer down with it, is
+    set aside too.
 """
 
 import json
@@ -25,8 +26,9 @@ Queue = Simple | Normal
 
 FAILURES = 3
 TIMEOUT_S = 3600.0
-# How often the lock of an element that is worked on is made new.
+# How often the lock of an element that is worked on is made new, and how often at least while it ages.
 TOUCH_S = 60.0
+TOUCHES = 3
 
 
 class Options(NamedTuple):
@@ -149,9 +151,9 @@ def _contents(file: str, options: Options) -> list[bytes]:
         content = sys.stdin.buffer.read() if file == "-" else files.read(file)
     except OSError as error:
         raise UnavailableError(f"cannot read {file}: {reason(error)}") from error
-    if options.base64:
-        content = ssm.encoded(content)
-    return ssm.split(content, options.limit_bytes) if options.split else [content]
+    limit_bytes = ssm.before_encoding(options.limit_bytes) if options.base64 else options.limit_bytes
+    contents = ssm.split(content, limit_bytes) if options.split else [content]
+    return [ssm.encoded(part) for part in contents] if options.base64 else contents
 
 
 def _ssm_check(run: Run, options: Options, given: list[str]) -> str:
@@ -233,20 +235,27 @@ def _consume(run: Run, options: Options, path: str, command: list[str]) -> str:
         raise UsageError(f"cannot consume: there is no program {command[0]}")
     queue = _opened(path, options)
     aside = _Aside(options.aside.rstrip("/") or path + ".failed", isinstance(queue, Normal))
-    queue.purge(options.temporary_age_s, options.lock_age_s)
+    try:
+        queue.purge(options.temporary_age_s, options.lock_age_s)
+    except UnavailableError as error:
+        run.fault(str(error))
     done = failed = 0
-    for name in queue.locked():
+    for name in queue.locked(run.fault):
         why = _tried(queue, name, command, options, aside)
-        if why is None:
-            done += queue.remove(name)
-            aside.forget(name)
-            continue
-        failed += 1
-        run.fault(f"{name}: {why}")
-        if options.failures and aside.tries(name) >= options.failures:
-            if aside.take(queue, name):
-                run.fault(f"{name}: set aside in {aside.path}")
-        else:
+        try:
+            if why is None:
+                done += queue.remove(name)
+                aside.forget(name)
+                continue
+            failed += 1
+            run.fault(f"{name}: {why}")
+            if options.failures and aside.tries(name) >= options.failures:
+                if aside.take(queue, name):
+                    run.fault(f"{name}: set aside in {aside.path}")
+            else:
+                queue.unlock(name)
+        except UnavailableError as error:
+            run.fault(f"{name}: {error}")
             queue.unlock(name)
     return f"{done} consumed, {failed} failed"
 
@@ -254,25 +263,28 @@ def _consume(run: Run, options: Options, path: str, command: list[str]) -> str:
 def _tried(queue: Queue, name: str, command: list[str], options: Options, aside: "_Aside") -> str | None:
     """Run the command for an element; return why that failed, or None."""
     try:
+        if options.failures:
+            aside.note(name)
         content, others = _content(queue, name, options)
         if content is None:
+            aside.forget(name, by=1)
             return "somebody else has it now"
-        aside.note(name)
+        for variable, value in others.items():
+            if "\0" in value:
+                raise BadInputError(f"cannot hand on {variable}: it holds a NUL")
         touched = time.monotonic()
+        touch_s = min(TOUCH_S, options.lock_age_s / TOUCHES) if options.lock_age_s else TOUCH_S
         lost = False
 
         def is_lost() -> bool:
             nonlocal touched, lost
-            if time.monotonic() - touched >= TOUCH_S:
+            if time.monotonic() - touched >= touch_s:
                 touched = time.monotonic()
                 lost = not queue.touch(name)
             return lost
 
         environment = {**os.environ, **others, "QUEUE_ELEMENT": name}
-        outcome = processes.run(command, options.timeout_s, content, environment, is_stopped=is_lost)
-        sys.stdout.flush()
-        sys.stdout.buffer.write(outcome.output)
-        sys.stdout.buffer.flush()
+        outcome = processes.run(command, options.timeout_s, content, environment, is_stopped=is_lost, is_shown=True)
         if outcome.status == 0:
             return None
         ended = f"signal {-outcome.status}" if outcome.status < 0 else f"exit status {outcome.status}"
@@ -315,6 +327,8 @@ class _Aside:
             os.unlink(self._file(name))
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise UnavailableError(f"cannot remove {self._file(name)}: {reason(error)}") from error
 
     def take(self, queue: Queue, name: str) -> bool:
         directory = name.partition("/")[0]

@@ -155,10 +155,10 @@ def work(run: Run) -> str:
             for part in folded.parts:
                 position.advance(part.position())
         reached_now = position.positions(app, host)
-        removed = collect.consume(queue, queued.seen & reached_now.keys())
+        removed = collect.consume(queue, queued.seen & reached_now.keys(), run.fault)
         found.seen |= queued.seen - removed
         with position.transaction():
-            position.forget(app, host, collect.gone(queue, queued.seen, reached_now))
+            position.forget(app, host, collect.gone(queued, reached_now))
         seen = [reached_now[key] for key in sorted(found.seen) if key in reached_now]
         written = _publish(position, settings, is_current, marks.document(app, seen, time.time()), run)
         visits = sum(counts.values())

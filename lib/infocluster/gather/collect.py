@@ -15,7 +15,7 @@ An application's records on one host are found at ``<gather_dir>/<server>/<host>
     begin with ``.``.
 ``queue``
     a simple directory queue (see `queue.simple`) with an element a record, read without a lock: an element is whole
-    when it is seen, and never changes. It is known by its name alone, as ``DDDDDDDD/SSSSSSSSMMMMMR``.
+    when it is seen, and never changes. Its name is ``DDDDDDDD/SSSSSSSSMMMMMR``; what was read is not opened again.
 
 For lines, separated and entries the shared lock is taken where the writer's lock file ``<app>.lock`` exists, and the
 file's own flock besides: writers of either habit are waited for. NFS does not carry a server's own locks to the batch
@@ -37,7 +37,7 @@ import os
 import stat
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
@@ -118,11 +118,13 @@ class Found:
         parts: what is new.
         seen: every file there is, as (server, segment, first_id), new or not.
         faults: a sentence for each file or server that could not be read.
+        unread: servers of which not everything could be listed.
     """
 
     parts: list[Part] = field(default_factory=list)
     seen: set[tuple[str, str, str]] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)
 
 
 def look(source: Source, positions: Positions) -> Found:
@@ -146,21 +148,23 @@ def look(source: Source, positions: Positions) -> Found:
         directory = f"{source.gather_dir}/{server}/{source.host}"
         if not os.path.isdir(directory):
             found.faults.append(f"cannot read the gather directory of {server}: {directory} is missing")
+    read = {key[:2]: key for key in positions} if source.form == "queue" else {}
     for server in present:
         top = f"{source.gather_dir}/{server}/{source.host}/{source.app}"
         try:
             for segment, path in _segments(top, source):
-                if source.form == "segments" and not is_segment(segment):
+                if (server, segment) in read:
+                    found.seen.add(read[server, segment])
+                elif source.form == "segments" and not is_segment(segment):
                     odd = names.printable(path)
                     found.faults.append(f"cannot read {odd}: a segment's name is a day, YYYY-MM-DD{SUFFIX}")
                 else:
                     _look_at(found, positions, source, server, segment, path)
         except (FileNotFoundError, NotADirectoryError):
             continue  # nobody sent anything to this server, or it is none
-        except OSError as error:
-            found.faults.append(f"cannot read {top}: {reason(error)}")
-        except UnavailableError as error:
-            found.faults.append(str(error))
+        except (OSError, UnavailableError) as error:
+            found.unread.add(server)
+            found.faults.append(f"cannot read {top}: {reason(error)}" if isinstance(error, OSError) else str(error))
     return found
 
 
@@ -243,18 +247,18 @@ def day_of(segment: str) -> str:
     return segment.removesuffix(SUFFIX)
 
 
-def consume(source: Source, read: set[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
+def consume(
+    source: Source, read: set[tuple[str, str, str]], fault: Callable[[str], None]
+) -> set[tuple[str, str, str]]:
     """Remove what was read and committed from the queues that this user may remove from, and purge those.
 
     Args:
         source: what was read, of the form ``queue``.
         read: (server, element, first_id) of what was committed.
+        fault: told of each queue that is ours to write and cannot be written.
 
     Returns:
         What was removed. Another user's queue, and a copy, is left as it is: gather-sweep, or gather-pull, sweeps it.
-
-    Raises:
-        UnavailableError: a queue that is ours to write cannot be written.
     """
     removed: set[tuple[str, str, str]] = set()
     if source.is_copy:
@@ -264,20 +268,23 @@ def consume(source: Source, read: set[tuple[str, str, str]]) -> set[tuple[str, s
         if not os.access(top, os.W_OK):
             continue
         queue = Simple(top)
-        for key in sorted(key for key in read if key[0] == server and simple.is_name(key[1])):
-            if os.access(f"{top}/{key[1][:8]}", os.W_OK) and queue.lock(key[1]) and queue.remove(key[1]):
-                removed.add(key)
-        queue.purge()
+        try:
+            for key in sorted(key for key in read if key[0] == server and simple.is_name(key[1])):
+                if os.access(f"{top}/{key[1][:8]}", os.W_OK) and queue.lock(key[1]) and queue.remove(key[1]):
+                    removed.add(key)
+            queue.purge()
+        except UnavailableError as error:
+            fault(str(error))
     return removed
 
 
-def gone(source: Source, seen: set[tuple[str, str, str]], positions: Positions) -> list[tuple[str, str, str]]:
+def gone(found: Found, positions: Positions) -> list[tuple[str, str, str]]:
     """Return the elements of queues that were read and are no more, so that nobody has to remember them.
 
-    Only of servers that showed another element: one that shows none may be out of reach, with all that it has.
+    Only of servers that showed another element, and all that they have: one that shows none may be out of reach.
     """
-    alive = {server for server, _, _ in seen}
-    return [key for key in positions if key[0] in alive and key not in seen and simple.is_name(key[1])]
+    alive = {server for server, _, _ in found.seen} - found.unread
+    return [key for key in positions if key[0] in alive and key not in found.seen and simple.is_name(key[1])]
 
 
 def _segments(top: str, source: Source) -> Iterator[tuple[str, str]]:
@@ -296,9 +303,6 @@ def _segments(top: str, source: Source) -> Iterator[tuple[str, str]]:
 
 def _look_at(found: Found, positions: Positions, source: Source, server: str, segment: str, path: str) -> None:
     form = source.form
-    if form == "queue" and (server, segment, segment[9:]) in positions:
-        found.seen.add((server, segment, segment[9:]))
-        return
     try:
         with ExitStack() as stack:
             if form not in ("segments", "queue"):
@@ -312,9 +316,11 @@ def _look_at(found: Found, positions: Positions, source: Source, server: str, se
                     found.faults.append(f"cannot read {path}: no plain file")
                 return
             if form == "queue":
-                found.seen.add((server, segment, segment[9:]))
-                part = Part(path, server, source.host, source.app, segment, segment[9:], 0, status.st_size, "")
-                found.parts.append(part)
+                key = (server, segment, first_id(os.pread(fd, status.st_size, 0).removesuffix(b"\n")))
+                found.seen.add(key)
+                found.parts.append(
+                    Part(path, server, source.host, source.app, segment, key[2], 0, status.st_size, "")
+                )
                 return
             end = status.st_size if form == "entries" else _last_end(fd, status.st_size, source.end)
             first = _first_record(fd, end, source)

@@ -86,6 +86,11 @@ def append(
     if store == QUEUE:
         from infocluster.queue.simple import Simple
 
+        # A queue makes its own directory, and what is missing above it: not where a file system is not mounted.
+        try:
+            posix.stat(directory)
+        except OSError as error:
+            raise UnavailableError(f"cannot add to {directory}/{app}: {reason(error)}") from error
         Simple(f"{directory}/{app}", durable=settings["durable"]).add(content)
         return record_id
     day = time.strftime("%Y-%m-%d", time.gmtime(when))

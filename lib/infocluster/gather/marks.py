@@ -6,7 +6,7 @@ Shape: one file an application, ``<marks>/<app>.json`` in the production tree, p
     {"app": "survey", "made": 1795384800, "marks": [{"server": "web1", "host": "www", "app": "survey",
      "segment": "2026-11-21.jsonl", "first_id": "5f0c2a9be7d14c33", "offset": 409600}]}
 
-A server finds its own segments by name and first_id, which no other server's record has.
+A server finds its own segments, and elements of its queues, by name and first_id, which no other server's record has.
 """
 
 import json

@@ -127,10 +127,19 @@ def _sweep_queue(
             name = mark.segment
             if mark.app != app or not simple.is_name(name) or int(name[9:17], 16) > before:
                 continue
+            try:
+                first_id = collect.first_id(_text(f"{top}/{name}").removesuffix(b"\n"))
+            except FileNotFoundError:
+                continue
+            # Another server's element may have this name.
+            if first_id != mark.first_id:
+                continue
             if queue.lock(name) and queue.remove(name):
                 dropped += 1
                 say(f"drop {app}/{name}")
         queue.purge()
+    except OSError as error:
+        fault(f"cannot sweep {top}: {reason(error)}")
     except InfoclusterError as error:
         fault(str(error))
     return dropped

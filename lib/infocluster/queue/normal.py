@@ -174,12 +174,14 @@ class Normal:
             False where it is not locked, or its lock is not the one that we took: the element stays then.
 
         Raises:
-            UnavailableError: the file system refuses.
+            UnavailableError: the file system refuses, or there is something at that path; it is locked still.
         """
-        if not self._let_go(name):
+        if not self._is_ours(name):
+            self._held.pop(name, None)
             return False
         try:
             os.rename(f"{self.path}/{name}", path)
+            self._held.pop(name)
             _is_gone(f"{path}/{LOCKED}")
             return True
         except OSError as error:
@@ -246,14 +248,24 @@ class Normal:
             for element in sorted(self._elements(directory)):
                 yield f"{directory}/{element}"
 
-    def locked(self) -> Iterator[str]:
+    def locked(self, refused: Callable[[str], None] | None = None) -> Iterator[str]:
         """Yield elements that were just locked for the caller, who removes or unlocks each before the next.
+
+        Args:
+            refused: told of each element that this user may not lock, and the walk goes on; None for an error.
 
         Raises:
             UnavailableError: a directory cannot be read, or the file system refuses a lock.
         """
         for name in self:
-            if self.lock(name):
+            try:
+                is_locked = self.lock(name)
+            except UnavailableError as error:
+                if refused is None or not isinstance(error.__cause__, PermissionError):
+                    raise
+                refused(str(error))
+                continue
+            if is_locked:
                 yield name
 
     def count(self) -> int:
@@ -274,7 +286,7 @@ class Normal:
             lock_age_s: seconds after which a lock goes; 0 for never.
 
         Returns:
-            How many unfinished elements, locks and directories were removed.
+            How many unfinished elements and directories, locks, and empty directories were removed.
 
         Raises:
             UnavailableError: something may not be read or removed.
@@ -290,6 +302,7 @@ class Normal:
                 except OSError:  # it holds something, or went by another's hand; what may not be removed may stay
                     continue
             if temporary_age_s:
+                temporaries += simple.purge_unfinished(self.path, now - temporary_age_s)
                 for below in (TEMPORARY, OBSOLETE):
                     for element in self._elements(below):
                         path = f"{self.path}/{below}/{element}"
@@ -350,8 +363,7 @@ class Normal:
                 temporary = f"{self.path}/{TEMPORARY}/{self._names.next()[1]}"
             except FileNotFoundError:
                 if not os.path.lexists(self.path):
-                    files.make_directories(os.path.dirname(self.path.rstrip("/")) or ".")
-                    simple.make_directory(self.path, self.umask)
+                    simple.make_top(self.path, self.umask, self.durable)
                 for below in (TEMPORARY, OBSOLETE):
                     simple.make_directory(f"{self.path}/{below}", self.umask)
                 os.stat(os.path.dirname(temporary))

@@ -22,7 +22,8 @@ have locked by then. It has been consumed by that time; the other one's `get` gi
 `remove` False.
 
 RACE: a lock's file appears (link) before its time is set (utime), so for a moment the lock is as old as its element.
-Our `purge` looks a second time at such locks, and `lock` looks whether its file is still there.
+Our `purge` looks a second time at such locks. One that another library's purge takes in that moment is lost without a
+word: `get` gives None then, or `remove` is False, as above.
 
 A hit that adds loads this module: it stays with `posix`.
 
@@ -189,8 +190,15 @@ class Simple:
                     posix.close(fd)
             for _ in range(_ATTEMPTS):
                 directory, element = self._names.next()
-                self._make(directory)
-                element = self._linked(path, None, directory, element, self._open(directory))
+                made = self._make(directory)
+                try:
+                    element = self._linked(path, None, directory, element, self._open(directory))
+                except FileNotFoundError:  # a purge took the directory, or somebody else the file
+                    element = ""
+                except BaseException:
+                    if made:
+                        self._is_emptied(directory)
+                    raise
                 if element:
                     return f"{directory}/{element}"
                 posix.lstat(path)
@@ -229,11 +237,14 @@ class Simple:
             # By the element's name, not the lock's: where the element is gone by now, so is what we locked.
             if self._is_exact:
                 now_ns = time.time_ns()
-                posix.utime(element, ns=(now_ns, now_ns), dir_fd=at, follow_symlinks=False)
+                try:
+                    posix.utime(element, ns=(now_ns, now_ns), dir_fd=at, follow_symlinks=False)
+                except PermissionError:  # another user's
+                    now_ns = self._set_time(name)
             else:
                 now_ns = self._set_time(name)
         except FileNotFoundError:
-            # RACE: its holder, whose lock a purge had broken, removed it; or a purge took our lock for an old one.
+            # RACE: its holder, whose lock a purge had broken, removed it: nobody else can have a lock on it any more.
             now_ns = 0
         except OSError as error:
             _gone(self.location(name))
@@ -299,18 +310,20 @@ class Simple:
             False where it is not locked, or its lock is not the one that we took: the element stays then.
 
         Raises:
-            UnavailableError: the file system refuses.
+            UnavailableError: the file system refuses, or there is something at that path; it is locked still.
         """
         try:
             if not self._is_ours(name):
+                self._held.pop(name, None)
                 return False
+            if _is_there(path):
+                raise FileExistsError(_EEXIST, posix.strerror(_EEXIST))
             posix.rename(f"{self.path}/{name}", path)
+            self._held.pop(name)
             _gone(self.location(name))
             return True
         except OSError as error:
             raise UnavailableError(f"cannot move {self.path}/{name} to {path}: {reason(error)}") from error
-        finally:
-            self._held.pop(name, None)
 
     def remove(self, name: str) -> bool:
         """Remove an element that we locked, for good.
@@ -338,11 +351,10 @@ class Simple:
             if status.st_mtime_ns != held or status.st_nlink < 2:
                 return False
             posix.unlink(element, dir_fd=at)
-            posix.unlink(lock, dir_fd=at)
+            _gone(lock, at)
             return True
         except FileNotFoundError:
-            # RACE: a purge took our lock, and maybe somebody else the element.
-            _gone(self.location(name))
+            # RACE: a purge took our lock, and maybe somebody else the element; a lock that is there now is another's.
             return False
         except OSError as error:
             raise UnavailableError(f"cannot remove {self.path}/{name}: {reason(error)}") from error
@@ -375,11 +387,14 @@ class Simple:
             for element in elements:
                 yield f"{directory}/{element}"
 
-    def locked(self) -> "Iterator[str]":
+    def locked(self, refused: "Callable[[str], None] | None" = None) -> "Iterator[str]":
         """Yield elements that were just locked for the caller, who removes or unlocks each before the next.
 
         One consumer gets them in the order of their names. Of several, each that meets another's lock goes on
         somewhere else, so that they share the work instead of following each other.
+
+        Args:
+            refused: told of each element that this user may not lock, and the walk goes on; None for an error.
 
         Raises:
             UnavailableError: a directory cannot be read, or the file system refuses a lock.
@@ -389,11 +404,11 @@ class Simple:
         while directories:
             # Where others are at work, somewhere in the queue is better than the next directory.
             directory = directories.pop()
-            if (yield from self._locked_in(directory)) and directories:
+            if (yield from self._locked_in(directory, refused)) and directories:
                 place = int.from_bytes(posix.urandom(4), "little") % len(directories)
                 directories[place], directories[-1] = directories[-1], directories[place]
 
-    def _locked_in(self, directory: str) -> "Generator[str, None, bool]":
+    def _locked_in(self, directory: str, refused: "Callable[[str], None] | None") -> "Generator[str, None, bool]":
         """Yield elements of a directory that were just locked; return whether others were at work there."""
         is_shared = False
         seen: set[str] = set()
@@ -415,7 +430,14 @@ class Simple:
                     place += 1
                     seen.add(element)
                     name = f"{directory}/{element}"
-                    if self.lock(name):
+                    try:
+                        is_locked = self.lock(name)
+                    except UnavailableError as error:
+                        if refused is None or not isinstance(error.__cause__, PermissionError):
+                            raise
+                        refused(str(error))
+                        continue
+                    if is_locked:
                         yield name
                         continue
                     # Who took this one takes the next ones too: leave them, and go on further down.
@@ -444,7 +466,7 @@ class Simple:
             lock_age_s: seconds after which a lock goes; 0 for never.
 
         Returns:
-            How many unfinished elements, locks and directories were removed.
+            How many unfinished elements and directories, locks, and empty directories were removed.
 
         Raises:
             UnavailableError: something may not be read or removed.
@@ -477,6 +499,7 @@ class Simple:
                         removed[LOCK] += _gone(path)
                 except FileNotFoundError:
                     continue
+            removed[TEMPORARY] += purge_unfinished(self.path, now - temporary_age_s) if temporary_age_s else 0
             emptied = sum(self._is_emptied(directory) for directory in directories[:-1])
         except OSError as error:
             raise UnavailableError(f"cannot purge the queue {self.path}: {reason(error)}") from error
@@ -541,16 +564,16 @@ class Simple:
                 name = self._names.next()[1]
             except FileNotFoundError:
                 return ""
-        _gone(path, beside)
-        if self.durable:
-            try:
+        try:
+            if self.durable:
                 posix.fsync(at)
                 if self._synced != directory:
                     files.sync_directory(self.path)
                     self._synced = directory
-            except BaseException:
-                _gone(f"{self.path}/{directory}/{name}")
-                raise
+            _gone(path, beside)
+        except BaseException:
+            _gone(f"{self.path}/{directory}/{name}")
+            raise
         return name
 
     def _open(self, directory: str) -> int:
@@ -576,7 +599,7 @@ class Simple:
         """Let a lock begin now, and return the time that the file system has for that, in ns; 0 for no plain file.
 
         Raises:
-            FileNotFoundError: the element or its lock is gone.
+            FileNotFoundError: the element is gone.
             OSError: as utime(2).
         """
         element = f"{self.path}/{name}"
@@ -587,7 +610,7 @@ class Simple:
             # Another user's file that is ours to write: the kernel sets its own time alone.
             now_ns = 0
             posix.utime(element, follow_symlinks=False)
-        status = posix.lstat(element + LOCK)
+        status = posix.lstat(element)
         if status.st_mode & _KIND != _PLAIN:
             return 0
         self._is_exact = status.st_mtime_ns == now_ns
@@ -615,12 +638,11 @@ class Simple:
     def _make(self, directory: str) -> bool:
         """Make an intermediate directory, and the queue itself where it is missing; return whether it was new."""
         path = f"{self.path}/{directory}"
+        self._synced = ""
         try:
             return make_directory(path, self.umask)
         except FileNotFoundError:
-            top = self.path.rstrip("/")
-            files.make_directories(top.rpartition("/")[0] or ".")
-            make_directory(top, self.umask)
+            make_top(self.path, self.umask, self.durable)
             return make_directory(path, self.umask)
 
     def _is_emptied(self, directory: str) -> bool:
@@ -713,6 +735,49 @@ def make_directory(path: str, umask: int | None) -> bool:
     return True
 
 
+def make_top(path: str, umask: int | None, durable: bool) -> None:
+    """Make a queue's top directory, and what is missing above it.
+
+    Raises:
+        OSError: as mkdir(2), fsync(2).
+    """
+    top = path.rstrip("/")
+    files.make_directories(top.rpartition("/")[0] or ".")
+    if make_directory(top, umask) and durable:
+        files.sync_directory(f"{top}/..")
+
+
+def purge_unfinished(top: str, before: float) -> int:
+    """Remove what `make_directory` left in a queue's top directory where it was killed.
+
+    Args:
+        top: the directory; it may be missing.
+        before: the time before which they were made, Unix time, s.
+
+    Returns:
+        How many were removed.
+
+    Raises:
+        OSError: as readdir(3), rmdir(2).
+    """
+    removed = 0
+    try:
+        names = [name for name in posix.listdir(top) if files.is_temporary(name)]
+    except FileNotFoundError:
+        return 0
+    for name in names:
+        path = f"{top}/{name}"
+        try:
+            if posix.lstat(path).st_mtime < before:
+                posix.rmdir(path)
+                removed += 1
+        except OSError as error:
+            # Taken by another purge, or nothing of ours.
+            if error.errno not in (_ENOTEMPTY, _EEXIST, _ENOENT, _ENOTDIR):
+                raise
+    return removed
+
+
 def is_name(text: str) -> bool:
     """Tell whether a text is the name of an element, such as ``6b0365e0/6b0365e03d090b``."""
     return (
@@ -724,6 +789,14 @@ def _gone(path: str, beside: int | None = None) -> bool:
     """Unlink a file, counted from an open directory if there is one; False where it was gone already."""
     try:
         posix.unlink(path, dir_fd=beside)
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def _is_there(path: str) -> bool:
+    try:
+        posix.lstat(path)
         return True
     except FileNotFoundError:
         return False

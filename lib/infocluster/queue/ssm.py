@@ -21,6 +21,8 @@ SEPARATOR = b"%%"
 _CARRIED = frozenset(b"\t\n" + bytes(range(0x20, 0x7F)))
 _TAKEN_FOR_ENCRYPTED = b"application/pkcs7-mime"
 _LONGEST_CONTENT = 3
+# A line of base64 with its end, and what it holds.
+_LINE_BYTES, _HELD_BYTES = 77, 57
 
 
 def faults(content: bytes, limit_bytes: int = LIMIT_BYTES) -> list[str]:
@@ -52,6 +54,11 @@ def faults(content: bytes, limit_bytes: int = LIMIT_BYTES) -> list[str]:
 def encoded(content: bytes) -> bytes:
     """Return a content in base64, in lines of 76 characters."""
     return base64.encodebytes(content)
+
+
+def before_encoding(limit_bytes: int) -> int:
+    """Return how many bytes a content may have so that it is within a limit in base64."""
+    return limit_bytes // _LINE_BYTES * _HELD_BYTES
 
 
 def split(content: bytes, limit_bytes: int = LIMIT_BYTES) -> list[bytes]:
