@@ -214,6 +214,43 @@ def test_line_that_is_no_record_is_counted_and_told_and_hides_nothing(book: Site
     assert "cannot use 4 lines" in told and len(rows(book)) == 1
 
 
+def test_record_that_names_files_as_form_cgi_never_does_is_told_and_reaches_nothing(
+    book: Site, server: mailserver.MailServer
+) -> None:
+    """As the web server's user could write it: the file owner opens, sends, publishes and removes what it names."""
+    declare(book, text=GUESTBOOK.replace("moderate = true", "moderate = false"))
+    send(book)
+    victim, secret = book.production / "world/victim.html", book.root / "etc/secrets/forms"
+    victim.write_text("precious")
+    ours, other = "picture-0-00000000.png", "f" * 32
+    bad: list[dict[str, object]] = [
+        *({"file": os.path.relpath(target, kept(book) / "files")} for target in (victim, secret)),
+        *({"file": name} for name in (str(secret), "{id}-/../" + ours, "thanks.html", f"{other}-{ours}", "{id}", 7)),
+        {"type": "text/html", "file": "{id}-picture-0-00000000.html"},
+        {"type": "application/pdf"},
+        *({key: None} for key in ("name", "type", "bytes", "sha256")),
+    ]
+    lines = []
+    for number, (changes, when) in enumerate([(one, when) for one in bad for when in (time.time(), 1e9)]):
+        name = f"{number:032x}"
+        told = {"name": "x", "type": "image/png", "bytes": 8, "sha256": "0" * 64, "file": f"{{id}}-{ours}", **changes}
+        told["file"] = str(told["file"]).replace("{id}", name) if told["file"] != 7 else 7
+        lines.append({"id": name, "time": when, "name": "Ann", "entry": "x", "picture": [told]})
+    lines.append({**lines[0], "picture": [7]})
+    (segment,) = (book.gather() / "form-guestbook").glob("*.jsonl")
+    with segment.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    assert f"cannot use {len(lines)} lines" in night(book, status=1)
+    assert victim.read_text() == "precious" and len(rows(book)) == 1
+    ((_, letter),) = server.taken
+    assert [part.get_filename() for part in letter.iter_attachments()] == ["guestbook.csv"]
+    assert sorted(path.name for path in (book.production / "world/forms/guestbook").iterdir()) == [
+        "index.html",
+        "thanks.html",
+    ]
+    assert "Thank you." in (book.production / "world/forms/guestbook/thanks.html").read_text()
+
+
 def test_upload_that_is_not_what_was_sent_is_told_and_not_kept(stored: Site) -> None:
     book = stored
     send_picture(book)

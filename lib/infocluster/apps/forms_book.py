@@ -20,15 +20,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from infocluster import files
+from infocluster import files, names
 from infocluster.config import Settings
 from infocluster.errors import UnavailableError, UsageError, reason
 from infocluster.gather import cursor
+from infocluster.web.uploads import TYPES
 
 DIRECTORY_MODE = 0o750
 FILE_MODE = 0o640
 NEW = "new"
 ID_LEAST = 8
+_FILE_TEXTS = ("name", "type", "sha256", "file")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     id TEXT PRIMARY KEY, time REAL NOT NULL, day TEXT NOT NULL, server TEXT NOT NULL, segment TEXT NOT NULL,
@@ -207,13 +209,40 @@ def opened(name: str, settings: Settings) -> Iterator[Book]:
 
 def sent_files(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what a record says of the files that came with it."""
-    return [
-        told
+    return [told for value in record.values() for told in files_in(value, record["id"])]
+
+
+def files_in(value: Any, record_id: str) -> list[dict[str, Any]]:
+    """Return the files that one answer of a record tells of."""
+    return [told for told in value if _is_file(told, record_id)] if isinstance(value, list) else []
+
+
+def is_whole(record: dict[str, Any]) -> bool:
+    """Tell whether the lists of a record hold nothing but texts, and files as form.cgi tells of them."""
+    return all(
+        isinstance(item, str) or _is_file(item, record["id"])
         for value in record.values()
         if isinstance(value, list)
-        for told in value
-        if isinstance(told, dict) and isinstance(told.get("file"), str)
-    ]
+        for item in value
+    )
+
+
+def _is_file(told: Any, record_id: str) -> bool:
+    """Tell whether an entry tells of a file by a name that form.cgi gives.
+
+    The web server's user wrote it, and the file owner opens, sends, publishes and removes what is called so: a name
+    is of this record alone, leads nowhere, and ends as its type does.
+    """
+    if not isinstance(told, dict) or not all(isinstance(told.get(key), str) for key in _FILE_TEXTS):
+        return False
+    name, size = told["file"], told.get("bytes")
+    return (
+        name.startswith(record_id + "-")
+        and names.is_name(name, names.COMPONENT_LIMIT_BYTES)
+        and name.endswith(TYPES.get(told["type"], "/"))
+        and isinstance(size, int)
+        and not isinstance(size, bool)
+    )
 
 
 def remove_file(path: str) -> bool:

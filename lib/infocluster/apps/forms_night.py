@@ -231,7 +231,7 @@ def _records(run: Run, form: Form, source: collect.Source, part: Part) -> list[d
     records, bad = [], 0
     for line, _ in collect.records(collect.content(part), source):
         record = _record(line)
-        if record is None:
+        if record is None or not forms_book.is_whole(record):
             bad += 1
             continue
         records.append(record)
@@ -273,12 +273,6 @@ def _copy_files(run: Run, form: Form, book: Book) -> None:
 def _copied(settings: Settings, form: Form, book: Book, server: str, told: dict[str, Any]) -> str:
     """Copy a file of an answer, if it is the one that the record tells of; return what is wrong, or ""."""
     name = told["file"]
-    try:
-        is_plain = names.tree_path(name) == name and "/" not in name and not files.is_temporary(name)
-    except InfoclusterError:
-        is_plain = False
-    if not is_plain:
-        return f"cannot take a file called {names.shown(name)}"
     target = f"{book.files_dir}/{name}"
     if os.path.exists(target):
         return ""
