@@ -21,6 +21,7 @@ import mailserver
 from cgi_bin import form_site
 from cgi_bin.form_site import BODIES, GUESTBOOK, declare, post, records, stored_as, token
 from conftest import ROOT, Site
+from infocluster.apps import forms_check
 
 PNG = (BODIES / "303-safari-multipart.body").read_bytes()
 
@@ -344,6 +345,53 @@ def test_declaration_that_is_wrong_never_stops_the_others(book: Site) -> None:
     send(book)
     told = night(book, status=1)
     assert "broken.toml:1: title" in told and len(rows(book)) == 1
+
+
+def test_every_kind_once_and_often_and_what_it_was_before_goes_through_all_results(
+    book: Site, server: mailserver.MailServer
+) -> None:
+    """Each form was declared otherwise when its answers came: field by field, every kind was every other one."""
+    told = {"name": "a.png", "type": "image/png", "bytes": 8, "sha256": "0" * 64, "file": "{id}-f-0-00000000.png"}
+    some: dict[str, list[object]] = {
+        "text": ["lots"],
+        "number": ["-3", "4"],
+        "date": ["2026-01-02"],
+        "choice": ["one", "two"],
+        "file": [told],
+    }
+    every: list[object] = [
+        True,
+        False,
+        "",
+        [],
+        *some.values(),
+        *(each[0] for kind, each in some.items() if kind != "file"),
+    ]
+    keys = {"choice": 'choices = ["one", "two", "three"]', "file": 'types = ["image/png"]'}
+    head = 'title = "T"\n[answers]\npublish = true\nmoderate = false\nmail = "night"\nto = ["www@localhost"]\n'
+    kinds = [(kind, often) for kind in forms_check.KINDS for often in (1, 3) if (kind, often) != ("checkbox", 3)]
+    for place, (kind, often) in enumerate(kinds):
+        fields = f'[[fields]]\nname = "f"\nlabel = "F"\npublished = true\nkind = "{kind}"\nrepeats = {often}\n'
+        declare(book, f"{kind}{often}", head + fields + keys.get(kind, ""))
+        top = book.gather() / f"form-{kind}{often}"
+        top.mkdir()
+        with (top / "2026-11-22.jsonl").open("w") as file:
+            for number, value in enumerate(every):
+                answer_id = f"{place:016x}{number:016x}"
+                line = json.dumps({"id": answer_id, "time": time.time(), "f": value})
+                file.write(line.replace("{id}", answer_id) + "\n")
+    send(book)
+    said = night(book, status=1)  # no file is on its server
+    assert f"{len(kinds) * len(every) + 1} new answers to {len(kinds) + 1} forms" in said
+    assert set(re.findall(r"form (\w+): (cannot copy|\w+)", said)) == {(f"{k}{n}", "cannot copy") for k, n in kinds}
+    assert len(server.taken) == len(kinds) + 1
+    for kind, often in kinds:
+        assert (book.production / f"world/forms/{kind}{often}/index.html").exists()
+        summary = (book.state / f"forms/{kind}{often}/summary.html").read_text()
+        counted = re.findall(r"<title>([^<:]+): ([\d,]+)", summary)
+        assert {"number": ("-3", "2"), "date": ("2026-01", "2"), "choice": ("one", "2")}.get(
+            kind, counted[-1]
+        ) in counted
 
 
 @pytest.mark.parametrize("arguments", [("-publish", "x"), ("-publish", "0" * 32), ("-erase", "email"), ("nosuch",)])

@@ -97,6 +97,8 @@ def _each(run: Run, declared: list[Form], do: Callable[[Form, Book], int]) -> in
                 total += do(form, book)
         except InfoclusterError as error:
             run.fault(f"form {form['name']}: {error}")
+        except Exception as error:  # whatever is wrong with one form, the others are done
+            run.fault(f"form {form['name']}: {type(error).__name__}: {error}")
     return total
 
 

@@ -19,7 +19,7 @@ from email.message import EmailMessage
 from typing import Any
 
 from infocluster import charts, files, letters, pages
-from infocluster.apps import forms_book, forms_declared, forms_moderation
+from infocluster.apps import forms_book, forms_check, forms_declared, forms_moderation
 from infocluster.apps.forms_book import Answer
 from infocluster.config import Settings
 from infocluster.report import plain
@@ -46,8 +46,13 @@ def text_of(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, list):
-        return "; ".join(str(item.get("file", "")) if isinstance(item, dict) else str(item) for item in value)
+        return "; ".join(item["file"] if isinstance(item, dict) else str(item) for item in value)
     return str(value)
+
+
+def _texts(value: Any) -> list[str]:
+    """Return the texts of one field's answer, however many: files and ticks are none."""
+    return [text for text in (value if isinstance(value, list) else [value]) if text and isinstance(text, str)]
 
 
 def table(form: Form, answers: Sequence[Answer]) -> bytes:
@@ -63,7 +68,7 @@ def table(form: Form, answers: Sequence[Answer]) -> bytes:
 
 def _cell(field: dict[str, Any], value: Any) -> str:
     text = text_of(value)
-    is_number = field["kind"] == "number" and text.lstrip("+-").replace(".", "", 1).isdigit()
+    is_number = field["kind"] == "number" and forms_check.is_number(text)
     return "'" + text if text.startswith(_FORMULA) and not is_number else text
 
 
@@ -92,7 +97,9 @@ def summary(form: Form, answers: Sequence[Answer], settings: Settings) -> bytes:
             shown.append({"title": "Answers by day", "picture": pages.picture(picture)})
     for field in form["fields"]:
         rows = _counts(field, [answer.record.get(field["name"], "") for answer in answers])
-        drawn = charts.bars(field["label"], rows, total=len(answers) or None, key=field["name"])
+        # Several numbers or days of one answer may count in one row: that is no share of the answers.
+        has_shares = field["repeats"] == 1 or field["kind"] not in ("number", "date")
+        drawn = charts.bars(field["label"], rows, total=len(answers) * has_shares or None, key=field["name"])
         shown.append({"title": field["label"], "picture": pages.picture(drawn)})
     return pages.fill(
         "form_summary.html",
@@ -106,17 +113,20 @@ def _span(by_day: Counter[str]) -> int:
 
 
 def _counts(field: dict[str, Any], values: list[Any]) -> list[tuple[str, int]]:
-    """Return what is counted of a field: choices by name, numbers and days in steps, texts by presence."""
-    kind = field["kind"]
+    """Return what is counted of a field: choices by name, numbers and days in steps, texts by presence.
+
+    An answer from before the field's kind was changed is passed over where it is no number, or no day.
+    """
+    kind, texts = field["kind"], [text for value in values for text in _texts(value)]
     if kind == "choice":
-        chosen = Counter(item for value in values for item in (value if isinstance(value, list) else [value]) if item)
+        chosen = Counter(texts)
         return [(choice, chosen[choice]) for choice in field["choices"]]
     if kind == "number":
-        numbers = [float(value) for value in values if value]
+        numbers = [float(text) for text in texts if forms_check.is_number(text)]
         if numbers:
             return _steps(numbers)
     if kind == "date":
-        months = Counter(value[:7] for value in values if value)
+        months = Counter(text[:7] for text in texts if forms_check.has_month(text))
         if months:
             return sorted(months.items())[-12:]
     answered = sum(bool(value) for value in values)
@@ -174,7 +184,7 @@ def published_page(
             if field["published"]:
                 value = answer.record.get(field["name"], "")
                 is_file = field["kind"] == "file"
-                kept = [told for told in value or () if linked(told)] if is_file else []
+                kept = [told for told in forms_book.files_in(value, answer.id) if linked(told)] if is_file else []
                 fields[field["name"]] = {
                     "label": field["label"],
                     "text": "" if is_file else text_of(value),
@@ -306,8 +316,11 @@ def _text(about: str, answers: Sequence[Answer], finding: Finding, decide: Mappi
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "; ".join(f"{told['name']} ({told['type']}, {told['bytes']:,} bytes)" for told in value)
+    if isinstance(value, list):
+        return "; ".join(
+            f"{item['name']} ({item['type']}, {item['bytes']:,} bytes)" if isinstance(item, dict) else item
+            for item in value
+        )
     return text_of(value)
 
 
