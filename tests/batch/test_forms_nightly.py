@@ -289,7 +289,11 @@ def test_what_is_erased_is_gone_everywhere_and_what_remains_is_said(
     stored: Site, store: str, server: mailserver.MailServer
 ) -> None:
     book = stored
-    send(book, email="ann@example.org", entry="of ann")
+    variables, body = form_site.body_of(BODIES / "303-safari-multipart.body", token())
+    body = body.replace(b"one\r\ntwo", b"of ann").replace(b'"email"\r\n\r\n', b'"email"\r\n\r\nann@example.org')
+    variables["CONTENT_LENGTH"] = str(len(body))
+    for name in ("web1", "web3"):  # a double click, over two servers
+        assert book.cgi("form.cgi", "POST", body, name, PATH_INFO="/guestbook", **variables).status == 303
     send_picture(book)
     with mailserver.refusing_port() as port:
         configure(book, port)
@@ -299,7 +303,12 @@ def test_what_is_erased_is_gone_everywhere_and_what_remains_is_said(
         send(book, "web2", email="ANN@example.org", entry="of ann, not read yet")
         told = night(book, "-erase", "email=Ann@example.org")
     assert "2 answers erased on this host; to be pushed: world/forms" in told
-    for name in ("web1", "web2"):
+    for name in ("web1", "web3"):
+        (upload,) = {path.name for path in form_site.uploads(book, server=name)} - set(
+            os.listdir(kept(book) / "files")
+        )
+        assert f"{name}: form-guestbook.files/{upload} stays until gather-sweep drops it" in told
+    for name in book.servers:
         left = [path for path in (book.gather(name) / "form-guestbook").rglob("*") if b"of ann" in content(path)]
         assert bool(left) == (store != "queue")
         for path in left:
@@ -313,6 +322,32 @@ def test_what_is_erased_is_gone_everywhere_and_what_remains_is_said(
     ((_, letter),) = server.taken
     assert "1 answer" in letter["Subject"]
     assert len(rows(book)) == 1
+
+
+def test_answers_outlive_their_field_and_their_form_and_are_erased_and_forgotten_all_the_same(book: Site) -> None:
+    declare(book, "other", GUESTBOOK.replace("[answers]", "[answers]\nretention_days = 9"))
+    for name in ("guestbook", "other"):
+        body = urlencode({"form_token": token(name), "name": "Ann", "entry": "of ann", "email": "ann@example.org"})
+        assert post(book, body.encode(), name=name).status == 303
+    night(book)
+    (old,) = (book.state / "forms/other").glob("*.csv")
+    file = declare(book, text=GUESTBOOK.replace('name = "email"', 'name = "address"'))
+    file.with_name("other.toml").unlink()
+    record = {**records(book, "other")[0], "id": "0" * 32, "time": time.time() - 10 * 86400}
+    (book.gather("web2") / "form-other").mkdir()
+    (book.gather("web2") / "form-other/2026-11-22.jsonl").write_text(json.dumps(record) + "\n")
+    assert "form other: 1 answer older than 9 days removed" in night(book)
+    file.write_text("title = 7\n")  # so that only what it said before is left
+    told = night(book, "-erase", "email=ann@example.org", status=1)
+    assert "guestbook.toml:1: title" in told and "2 answers erased" in told and not old.exists()
+    for path in (book.state / "forms").rglob("*"):
+        assert b"of ann" not in content(path), path
+
+
+def test_what_is_not_fetched_yet_is_said_where_something_is_erased(book: Site) -> None:
+    text = book.conf_file.read_text().replace("[mail]", '[gather]\npull_from = "/srv/%h"\n[mail]')
+    book.conf_file.write_text(text)
+    assert "only what gather-pull has fetched is looked at" in night(book, "-erase", "email=a@b.de")
 
 
 def test_what_is_older_than_the_retention_goes(stored: Site, store: str) -> None:
@@ -394,7 +429,10 @@ def test_every_kind_once_and_often_and_what_it_was_before_goes_through_all_resul
         ) in counted
 
 
-@pytest.mark.parametrize("arguments", [("-publish", "x"), ("-publish", "0" * 32), ("-erase", "email"), ("nosuch",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [("-publish", "x"), ("-publish", "0" * 32), ("-erase", "email"), ("-erase", "emial=a@b.de"), ("nosuch",)],
+)
 def test_what_is_not_there_is_told(book: Site, arguments: tuple[str, ...]) -> None:
     done = book.batch("forms-nightly", *arguments)
     assert done.returncode in (1, 64) and done.stderr.startswith("forms-nightly: ")

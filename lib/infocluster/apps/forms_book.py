@@ -6,11 +6,13 @@ Shape: ``STATE_DIR/forms/NAME/answers.sqlite``: table ``answers``: ``id, time, d
     is the key of the letter it went into, "" before. ``erased`` has the ids that must never come back; ``letters``
     the keys of letters that are queued; ``dirty`` the days whose results have to be written again; ``placed`` what is
     published; ``decided`` when a person spoke of an answer last; ``uncopied`` whose files are still to be
-    copied. Files that people sent are beside it, in ``files/``.
+    copied; ``declared`` the text of the form's declaration: answers outlive it. Files that people sent are beside it,
+    in ``files/``.
 
 Source: SQLite, "PRAGMA secure_delete" (what is deleted is overwritten).
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -42,6 +44,7 @@ CREATE TABLE IF NOT EXISTS letters (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dirty (day TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS placed (name TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS uncopied (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS declared (text TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS decided (id TEXT PRIMARY KEY, time REAL NOT NULL) WITHOUT ROWID;
 """
 
@@ -76,6 +79,17 @@ class Book:
     def files_dir(self) -> str:
         """Return where the files that people sent are."""
         return self.top + "/files"
+
+    def declare(self, text: str) -> None:
+        """Remember the text of the form's declaration."""
+        if self.declared() != text:
+            with self.cursor.transaction() as db:
+                db.execute("DELETE FROM declared")
+                db.execute("INSERT INTO declared VALUES (?)", (text,))
+
+    def declared(self) -> str:
+        """Return the text of the declaration that was seen last, or ""."""
+        return "".join(text for (text,) in self.db.execute("SELECT text FROM declared"))
 
     def take(self, db: sqlite3.Connection, server: str, segment: str, records: Iterable[dict[str, Any]]) -> int:
         """Add records, inside a transaction, and return how many are new; one that is known or was erased is not."""
@@ -186,6 +200,12 @@ class Book:
         """Remember that a letter is queued."""
         with self.cursor.transaction() as db:
             db.execute("INSERT OR IGNORE INTO letters VALUES (?)", (key,))
+
+
+def all_names(settings: Settings) -> list[str]:
+    """Return the names of all forms that there are answers of, whether they are declared still or not."""
+    found = glob.glob("*/answers.sqlite", root_dir=f"{settings['site']['state_dir']}/forms")
+    return sorted(path.partition("/")[0] for path in found)
 
 
 @contextmanager

@@ -168,15 +168,41 @@ def read(file: str, settings: Settings) -> Form:
     Raises:
         ConfigError: ``FILE:LINE: KEY: expected WHAT``.
     """
+    return parsed(text_of(file), file, settings)
+
+
+def text_of(file: str) -> str:
+    """Return the text of a declaration.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8.
+    """
     try:
-        text = files.read(file).decode("utf-8")
-        written = tomllib.loads(text)
+        return files.read(file).decode("utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the form {file}: {reason(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"cannot read the form {file}: not UTF-8 at byte {error.start}") from error
+
+
+def parsed(text: str, file: str, settings: Settings, is_gone: bool = False) -> Form:
+    """Return a form of the text of its declaration, as `read`.
+
+    Args:
+        text: what the declaration says.
+        file: where it is, or was.
+        settings: all settings.
+        is_gone: whether it is there no more: the form's own templates may be gone too, and ours are taken.
+
+    Raises:
+        ConfigError: ``FILE:LINE: KEY: expected WHAT``.
+    """
+    try:
+        written = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"cannot read the form {file}: {error}") from error
+    if is_gone:
+        written.pop("templates", None)
     form = _Checked(file, text).form(written)
     form["name"] = os.path.basename(file).removesuffix(forms_compiled.SUFFIX)
     room = names.NAME_LIMIT - len(forms_moderation.app_of(""))
