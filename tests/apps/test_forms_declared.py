@@ -54,6 +54,19 @@ def known() -> dict[str, Any]:
             "fields.most: '\"2026-13-01\"': expected a number, or a day",
         ),
         (HEAD.replace("retention", 'mail = "night"\nretention'), 2, "answers.to: []: expected an address"),
+        *[
+            (
+                HEAD.replace("retention", f'to = ["a@b.de", "{to}"]\nretention'),
+                3,
+                f'answers.to: \'["a@b.de", "{to}"]\': expected a list of addresses, each as in',
+            )
+            for to in ("not an address, at all", "a@b.de, c@d.de", "-x@b.de")
+        ],
+        (
+            HEAD + 'kind = "choice"\nchoices = ["A ", "B"]\n',
+            8,
+            'fields.choices: \'["A ", "B"]\': expected a list of texts',
+        ),
         (HEAD.replace("retention", "publish = true\nretention"), 3, "answers.publish: true: expected a field with"),
         (HEAD.replace("_days = 9", "_days = 0"), 3, "answers.retention_days: '0': expected a whole number from 1"),
     ],

@@ -76,6 +76,19 @@ def _fits_bound(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value - value == 0
 
 
+def _fits_address(value: Any) -> bool:
+    # It loads all of email, which a hit of a compiled form has no use for.
+    from infocluster import letters
+
+    if not TEXT.fits(value):
+        return False
+    try:
+        letters.address(value)
+    except ConfigError:
+        return False
+    return True
+
+
 def _fits_template(value: Any) -> bool:
     is_file = NAME.fits(value) and value.endswith(".html") and not pages.is_ours(value)
     return value == "" or is_file
@@ -84,6 +97,7 @@ def _fits_template(value: Any) -> bool:
 TEMPLATE = Kind("the name of a file NAME.html beside the declaration, and none of ours", _fits_template)
 FIELD_NAME = Kind(f"a name of a-z 0-9 _ led by a letter, and none of {', '.join(sorted(RESERVED))}", _fits_name)
 SENTENCE = Kind("a text in one line, not empty", lambda value: TEXT.fits(value) and value.strip() != "")
+CHOICE = Kind("", lambda value: SENTENCE.fits(value) and value == value.strip())
 BOUND = Kind('a number, or a day such as "2026-11-22"', _fits_bound)
 
 TOP = (
@@ -104,7 +118,7 @@ ANSWERS = (
     Key("publish", BOOLEAN, False),
     Key("moderate", BOOLEAN, True),
     Key("mail", _one_of("night", "soon", "never"), "never"),
-    Key("to", _list_of(TEXT, "addresses"), []),
+    Key("to", _list_of(Kind("", _fits_address), "addresses, each as in www@example.org"), []),
     Key("retention_days", _whole(1, 36500), 365),
 )
 TEMPLATES = tuple(Key(name, TEMPLATE, "") for name in ("page", "thanks", "published", "mail"))
@@ -116,7 +130,7 @@ FIELD = (
     Key("required", BOOLEAN, False),
     Key("length", _whole(1, 100000), 200),
     Key("pattern", TEXT, ""),
-    Key("choices", _list_of(SENTENCE, "texts, each once"), []),
+    Key("choices", _list_of(CHOICE, "texts, each once, no blanks round them"), []),
     Key("repeats", _whole(1, 50), 1),
     Key("rows", _whole(1, 50), 1),
     Key("least", BOUND, ""),
