@@ -15,7 +15,6 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from dirq.QueueSimple import QueueSimple
 
 import mailserver
 from cgi_bin import form_site
@@ -350,23 +349,27 @@ def test_what_is_not_fetched_yet_is_said_where_something_is_erased(book: Site) -
     assert "only what gather-pull has fetched is looked at" in night(book, "-erase", "email=a@b.de")
 
 
-def test_what_is_older_than_the_retention_goes(stored: Site, store: str) -> None:
+def test_what_is_older_than_the_retention_goes_with_its_files(stored: Site, store: str) -> None:
     book = stored
+    text = stored_as(store, GUESTBOOK.replace("moderate = true", "moderate = false"))
+    declare(book, text=text)
     send_picture(book)
     (record,) = records(book)
-    night(book)
-    old = {**record, "id": "0" * 32, "time": time.time() - 400 * 86400, "picture": []}
-    top = book.gather() / "form-guestbook"
-    if store == "queue":
-        QueueSimple(str(top)).add(json.dumps(old))
-    else:
-        (top / ("2025-01-01.jsonl" if store == "segment" else f"{old['id']}.json")).write_text(json.dumps(old) + "\n")
-    told = night(book)
-    assert "1 answer older than 365 days removed" in told
-    assert [row["id"] for row in rows(book)] == [record["id"]]
-    declare(book, text=GUESTBOOK.replace("[answers]", "[answers]\nretention_days = 1"))
-    with (kept(book) / "answers.sqlite").open("rb") as file:
-        assert record["id"].encode() in file.read()
+    (gathered,) = (path for path in (book.gather() / "form-guestbook").rglob("*") if path.is_file())
+    gathered.write_text(json.dumps({**record, "time": time.time() - 2 * 86400}) + "\n")
+    send(book)
+    assert "2 new answers" in night(book)
+    page = book.production / "world/forms/guestbook"
+    (upload,) = os.listdir(kept(book) / "files")
+    assert (page / upload).exists() and len(list(kept(book).glob("*.csv"))) == 2
+    declare(book, text=text.replace("[answers]", "[answers]\nretention_days = 1"))
+    assert "1 answer older than 1 days removed" in night(book)
+    for _ in range(2):
+        assert [row["entry"] for row in rows(book)] == ["Hello"] and len(list(kept(book).glob("*.csv"))) == 1
+        assert os.listdir(kept(book) / "files") == [] and not (page / upload).exists()
+        for path in (*kept(book).iterdir(), page / "index.html"):
+            assert b"one\\ntwo" not in content(path), path
+        assert "0 new answers" in night(book)
 
 
 def test_render_compiles_and_publishes_the_thanks(book: Site) -> None:
