@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Declarations of forms: each wrong one is told with its file, line and what was expected; the samples are right."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,14 @@ def test_samples_are_right_and_make_pages(known: dict[str, Any]) -> None:
         page = b"".join(form["page"]).decode()
         for field in form["fields"]:
             assert f'name="{field["name"]}"' in page
+
+
+def test_bound_of_nought_is_in_the_page(tmp_path: Path, known: dict[str, Any]) -> None:
+    file = tmp_path / "form.toml"
+    for bound, told in (("least", "min"), ("most", "max")):
+        file.write_text(f'{HEAD}kind = "number"\n{bound} = 0\n')
+        page = b"".join(forms_declared.read(str(file), known)["page"]).decode()
+        assert re.findall(r' (?:min|max)="[^"]*"', page) == [f' {told}="0"']
 
 
 def field(**changes: Any) -> dict[str, Any]:
