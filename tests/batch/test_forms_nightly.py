@@ -2,6 +2,7 @@
 """forms-nightly as a process, fed by form.cgi as a process, mailed to a real server."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -271,6 +272,37 @@ def test_upload_that_comes_after_its_answer_is_copied_and_shown_then(book: Site,
     night(book)
     assert os.listdir(kept(book) / "files") == [upload.name] and "<img" in published(book)
     assert "0 new answers" in night(book)
+
+
+def test_files_of_any_size_and_number_cost_the_night_no_memory_and_outlive_a_lower_limit(book: Site) -> None:
+    count, mb = 12, 1 << 20
+    declare(book, text=GUESTBOOK.replace("moderate = true", "moderate = false").replace('"night"', '"never"'))
+    send(book)
+
+    def most_kb() -> int:
+        command = [sys.executable, str(ROOT / "batch/forms-nightly")]
+        process = subprocess.Popen(command, env=book.environment(), stdout=-3)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return used.ru_maxrss
+
+    before_kb = most_kb()
+    (segment,) = (book.gather() / "form-guestbook").glob("*.jsonl")
+    top = book.gather() / "form-guestbook.files"
+    top.mkdir()
+    for number in range(count):
+        name = f"{number:032x}-picture-0-00000000.png"
+        (top / name).write_bytes(bytes([number]) * 4 * mb)
+        digest = hashlib.sha256(bytes([number]) * 4 * mb).hexdigest()
+        told = {"name": "x", "type": "image/png", "bytes": 4 * mb, "sha256": digest, "file": name}
+        record = {"id": f"{number:032x}", "time": time.time(), "name": "Ann", "entry": "x", "picture": [told]}
+        with segment.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    assert most_kb() - before_kb < count * 4 * 1024 / 2
+    assert published(book).count("<img ") == count
+    for path in top.iterdir():
+        assert (book.production / "world/forms/guestbook" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_mail_server_that_is_down_gets_the_letter_later_and_once(book: Site, server: mailserver.MailServer) -> None:

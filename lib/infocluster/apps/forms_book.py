@@ -18,11 +18,12 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from infocluster import files, names
+from infocluster.apps.forms_declared import UPLOAD_KB_MOST
 from infocluster.config import Settings
 from infocluster.errors import UnavailableError, UsageError, reason
 from infocluster.gather import cursor
@@ -30,6 +31,7 @@ from infocluster.web.uploads import TYPES
 
 DIRECTORY_MODE = 0o750
 FILE_MODE = 0o640
+COPIED_BYTES = 1 << 20
 NEW = "new"
 ID_LEAST = 8
 _FILE_TEXTS = ("name", "type", "sha256", "file")
@@ -180,6 +182,40 @@ class Book:
                 db.execute("DELETE FROM uncopied WHERE id = ?", (answer.id,))
                 db.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (answer.day,))
 
+    def put(self, name: str, source: BinaryIO, size: int, sha256: str) -> bool:
+        """Put a file beside the database, if it is the one that a record tells of; return whether it is.
+
+        Args:
+            name: what it is called, one of `files_in`.
+            source: where it is read from, in parts: a form may take files of a GB.
+            size: its bytes.
+            sha256: its digest, hexadecimal.
+
+        Raises:
+            OSError: it cannot be read or written.
+        """
+        temporary = f"{self.files_dir}/{files.temporary_name(name)}"
+        digest, left = hashlib.sha256(), size
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as target:
+            try:
+                while chunk := source.read(min(left + 1, COPIED_BYTES)):
+                    digest.update(chunk)
+                    target.write(chunk)
+                    left -= len(chunk)
+                    if left < 0:
+                        break
+                is_it = left == 0 and digest.hexdigest() == sha256
+                if is_it:
+                    target.flush()
+                    os.fchmod(target.fileno(), FILE_MODE)
+                    os.fsync(target.fileno())
+                    os.rename(temporary, f"{self.files_dir}/{name}")
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+        files.sync_directory(self.files_dir)
+        return is_it
+
     def days(self) -> list[str]:
         """Return the days whose results have to be written again."""
         return [day for (day,) in self.db.execute("SELECT day FROM dirty ORDER BY day")]
@@ -262,6 +298,7 @@ def _is_file(told: Any, record_id: str) -> bool:
         and name.endswith(TYPES.get(told["type"], "/"))
         and isinstance(size, int)
         and not isinstance(size, bool)
+        and 0 <= size <= UPLOAD_KB_MOST * 1024
     )
 
 

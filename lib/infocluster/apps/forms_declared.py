@@ -30,6 +30,7 @@ Form = dict[str, Any]
 
 FIELDS_LIMIT = 100
 FEW = 6
+UPLOAD_KB_MOST = 1 << 20
 TOKEN_PLACE = "token-of-this-visit-goes-here"  # noqa: S105 - where a token is put, no token
 # What a record of gather-query has beside the answers, and what form.cgi itself sends.
 RESERVED = frozenset({"id", "time", "server", "host", "app", "segment", *TRAP.values()})
@@ -108,7 +109,7 @@ TOP = (
 )
 LIMITS = (
     Key("body_kb", _whole(1, 1024), 48),
-    Key("upload_kb", _whole(1, 1 << 20), 1024),
+    Key("upload_kb", _whole(1, UPLOAD_KB_MOST), 1024),
     Key("per_hour", _whole(0, 1000000), 30),
     Key("fill_s", _whole(0, 60), 2),
     Key("open_hours", _whole(1, 720), 24),

@@ -321,10 +321,8 @@ def _copied(settings: Settings, form: Form, book: Book, server: str, told: dict[
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb") as file:
-            content = file.read(form["limits"]["upload_kb"] * 1024 + 1)
-        if hashlib.sha256(content).hexdigest() != told.get("sha256"):
-            return f"cannot take {path}: it is not what was sent"
-        files.replace(target, content, forms_book.FILE_MODE)
+            if not book.put(name, file, told["bytes"], told["sha256"]):
+                return f"cannot take {path}: it is not what was sent"
     except OSError as error:
         return f"cannot copy {path}: {reason(error)}"
     return ""
@@ -368,10 +366,9 @@ def _put(file: str, content: bytes) -> None:
 
 def _publish(run: Run, form: Form, book: Book) -> None:
     """Publish the thanks and what may be shown; what was published and may not be shown any more is removed."""
-    contents = {forms.THANKS: form["thanks_page"]}
-    if form["answers"]["publish"]:
-        where = "state = 'shown'" if form["answers"]["moderate"] else "state != 'hidden'"
-        contents |= forms_results.published(form, book.answers(where), run.settings, book.files_dir)
+    where = "state = 'shown'" if form["answers"]["moderate"] else "state != 'hidden'"
+    answers = book.answers(where) if form["answers"]["publish"] else []
+    contents = forms_results.published(form, answers, run.settings, book.files_dir)
     before = {name for (name,) in book.db.execute("SELECT name FROM placed")}
     with book.cursor.transaction() as db:
         # Before it is done: a name that is remembered and not there is no harm, one that is forgotten stays for ever.

@@ -12,14 +12,16 @@ Source: RFC 4180 (CSV); OWASP, "CSV Injection"; RFC 8259.
 import csv
 import io
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.message import EmailMessage
+from itertools import chain
 from typing import Any
 
 from infocluster import charts, files, letters, pages
-from infocluster.apps import forms_book, forms_check, forms_declared, forms_moderation
+from infocluster.apps import forms, forms_book, forms_check, forms_declared, forms_moderation
 from infocluster.apps.forms_book import Answer
 from infocluster.config import Settings
 from infocluster.report import plain
@@ -32,6 +34,7 @@ ATTACHED_BYTES = 8 << 20
 LETTER_ANSWERS = 200
 """Answers that a letter shows one by one; all are in its CSV."""
 PAGE_ANSWERS = 500
+INDEX = "index.html"
 DECIDE = "Publish it, or not"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -144,19 +147,37 @@ def _steps(numbers: list[float]) -> list[tuple[str, int]]:
     return [(f"{low + n * width:g} to {low + (n + 1) * width:g}", steps[n]) for n in range(10)]
 
 
-def published(form: Form, answers: Sequence[Answer], settings: Settings, files_dir: str) -> dict[str, bytes]:
+class Published(Mapping[str, bytes]):
+    """Contents by name: pages, behind the files that one of them shows; each of these is read when asked for."""
+
+    def __init__(self, made: Mapping[str, bytes], files_dir: str, shown: Sequence[str]) -> None:
+        self._made = made
+        self._files = {name: f"{files_dir}/{name}" for name in shown}
+
+    def __getitem__(self, name: str) -> bytes:
+        return files.read(self._files[name]) if name in self._files else self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self._files, self._made)
+
+    def __len__(self) -> int:
+        return len(self._files) + len(self._made)
+
+
+def published(form: Form, answers: Sequence[Answer], settings: Settings, files_dir: str) -> Published:
     """Return what is published: the page of what may be shown, newest first, behind the files it shows."""
-    contents: dict[str, bytes] = {}
+    shown: list[str] = []
 
     def linked(told: dict[str, Any]) -> bool:
-        try:
-            contents[told["file"]] = files.read(f"{files_dir}/{told['file']}")
-        except FileNotFoundError:  # it never came from its server; that was reported then
-            return False
-        return True
+        # One that is not there never came from its server; that was reported then.
+        if is_there := os.path.isfile(f"{files_dir}/{told['file']}"):
+            shown.append(told["file"])
+        return is_there
 
-    contents["index.html"] = published_page(form, answers, settings, linked).encode()
-    return contents
+    made = {forms.THANKS: form["thanks_page"]}
+    if form["answers"]["publish"]:
+        made[INDEX] = published_page(form, answers, settings, linked).encode()
+    return Published(made, files_dir, shown)
 
 
 def published_page(
