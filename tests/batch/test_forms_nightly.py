@@ -8,10 +8,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -415,6 +417,19 @@ def test_declaration_that_is_wrong_never_stops_the_others(book: Site) -> None:
     send(book)
     told = night(book, status=1)
     assert "broken.toml:1: title" in told and len(rows(book)) == 1
+
+
+def test_database_that_is_damaged_never_stops_the_other_forms(book: Site) -> None:
+    declare(book, "other")
+    send(book)
+    night(book)
+    with closing(sqlite3.connect(kept(book) / "answers.sqlite", isolation_level=None)) as db:
+        db.execute("UPDATE answers SET record = '{'")
+    send(book)
+    body = urlencode({"form_token": token("other"), "name": "Ann", "entry": "x"}).encode()
+    assert post(book, body, name="other").status == 303
+    told = night(book, status=1)
+    assert "form guestbook: JSONDecodeError" in told and list((book.state / "forms/other").glob("*.csv"))
 
 
 def test_every_kind_once_and_often_and_what_it_was_before_goes_through_all_results(
