@@ -101,10 +101,10 @@ def compose(
     """
     if not recipients:
         raise ConfigError("cannot write a letter: it has no recipient")
-    from_address = _address(sender)
+    from_address = address(sender)
     letter = EmailMessage(policy=POLICY)
     letter["From"] = from_address
-    letter["To"] = [_address(recipient) for recipient in recipients]
+    letter["To"] = [address(recipient) for recipient in recipients]
     letter["Subject"] = _one_line(subject)
     now = datetime.now(UTC) if time_s is None else datetime.fromtimestamp(time_s, UTC)
     letter["Date"] = now
@@ -321,7 +321,7 @@ def _name(letter: EmailMessage) -> str:
     return f"{written:%Y%m%dT%H%M%SZ}-{digest[:16]}{SUFFIX}"
 
 
-def _address(text: str) -> Address:
+def address(text: str) -> Address:
     """Return the one address that a setting holds.
 
     Raises:

@@ -15,9 +15,9 @@ NAME_LIMIT = 64
 COMPONENT_LIMIT_BYTES = 255
 
 
-def is_name(text: str) -> bool:
-    """Tell whether a text is a plain name that may stand as one component of a path."""
-    return 0 < len(text) <= NAME_LIMIT and text[0] not in ".-" and _LETTERS.issuperset(text)
+def is_name(text: str, limit: int = NAME_LIMIT) -> bool:
+    """Tell whether a text is a plain name, at most `limit` characters, that may stand as one component of a path."""
+    return 0 < len(text) <= limit and text[0] not in ".-" and _LETTERS.issuperset(text)
 
 
 def name(text: str, what: str = "name") -> str:

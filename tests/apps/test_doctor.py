@@ -184,10 +184,29 @@ def _secret(patient: Patient) -> None:
 
 
 # What is done to the patient, the check that has to find it, a word of the fault, and a word of the mend.
+def _form(patient: Patient, limit: str) -> None:
+    text = (
+        f'title = "T"\n[limits]\n{limit}\n[[fields]]\nname = "f"\nlabel = "F"\nkind = "file"\ntypes = ["image/png"]\n'
+    )
+    (patient.tree / "etc/forms/a.toml").write_text(text)
+
+
 ILLS: list[tuple[Callable[[Patient], object], str, str, str]] = [
     (lambda p: (p.tree / "etc/secrets/forms").unlink(), "forms", "is missing: no form can be sent", "openssl rand"),
     (lambda p: os.utime(p.tree / "etc/forms/signup.toml"), "forms", "form signup is missing or older", "-compile"),
     (lambda p: (p.tree / "etc/forms/a.toml").write_text("title = 1"), "forms", "a.toml:1: title", "edit it"),
+    (
+        lambda p: _form(p, "body_kb = 65"),
+        "forms",
+        "a takes texts of 66560 bytes, and a record may have 65536",
+        "raise",
+    ),
+    (
+        lambda p: _form(p, "upload_kb = 16384"),
+        "forms",
+        "a takes 16826368 bytes with its files, and",
+        "raise BODY_LIMIT there",
+    ),
     (lambda p: p.state.chmod(0o755), "state", "is open to everyone: mode 0755", "chmod o-rwx"),
     (lambda p: p.state.chmod(0o770), "state", "is shared with group", "chmod g+s"),
     (

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Declarations of forms: each wrong one is told with its file, line and what was expected; the samples are right."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ def known() -> dict[str, Any]:
             "fields.most: '\"2026-13-01\"': expected a number, or a day",
         ),
         (HEAD.replace("retention", 'mail = "night"\nretention'), 2, "answers.to: []: expected an address"),
+        *[
+            (
+                HEAD.replace("retention", f'to = ["a@b.de", "{to}"]\nretention'),
+                3,
+                f'answers.to: \'["a@b.de", "{to}"]\': expected a list of addresses, each as in',
+            )
+            for to in ("not an address, at all", "a@b.de, c@d.de", "-x@b.de")
+        ],
+        (
+            HEAD + 'kind = "choice"\nchoices = ["A ", "B"]\n',
+            8,
+            'fields.choices: \'["A ", "B"]\': expected a list of texts',
+        ),
         (HEAD.replace("retention", "publish = true\nretention"), 3, "answers.publish: true: expected a field with"),
         (HEAD.replace("_days = 9", "_days = 0"), 3, "answers.retention_days: '0': expected a whole number from 1"),
     ],
@@ -93,6 +107,14 @@ def test_samples_are_right_and_make_pages(known: dict[str, Any]) -> None:
         page = b"".join(form["page"]).decode()
         for field in form["fields"]:
             assert f'name="{field["name"]}"' in page
+
+
+def test_bound_of_nought_is_in_the_page(tmp_path: Path, known: dict[str, Any]) -> None:
+    file = tmp_path / "form.toml"
+    for bound, told in (("least", "min"), ("most", "max")):
+        file.write_text(f'{HEAD}kind = "number"\n{bound} = 0\n')
+        page = b"".join(forms_declared.read(str(file), known)["page"]).decode()
+        assert re.findall(r' (?:min|max)="[^"]*"', page) == [f' {told}="0"']
 
 
 def field(**changes: Any) -> dict[str, Any]:

@@ -2,25 +2,28 @@
 """forms-nightly as a process, fed by form.cgi as a process, mailed to a real server."""
 
 import csv
+import hashlib
 import io
 import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from dirq.QueueSimple import QueueSimple
 
 import mailserver
 from cgi_bin import form_site
 from cgi_bin.form_site import BODIES, GUESTBOOK, declare, post, records, stored_as, token
 from conftest import ROOT, Site
+from infocluster.apps import forms_check
 
 PNG = (BODIES / "303-safari-multipart.body").read_bytes()
 
@@ -214,6 +217,43 @@ def test_line_that_is_no_record_is_counted_and_told_and_hides_nothing(book: Site
     assert "cannot use 4 lines" in told and len(rows(book)) == 1
 
 
+def test_record_that_names_files_as_form_cgi_never_does_is_told_and_reaches_nothing(
+    book: Site, server: mailserver.MailServer
+) -> None:
+    """As the web server's user could write it: the file owner opens, sends, publishes and removes what it names."""
+    declare(book, text=GUESTBOOK.replace("moderate = true", "moderate = false"))
+    send(book)
+    victim, secret = book.production / "world/victim.html", book.root / "etc/secrets/forms"
+    victim.write_text("precious")
+    ours, other = "picture-0-00000000.png", "f" * 32
+    bad: list[dict[str, object]] = [
+        *({"file": os.path.relpath(target, kept(book) / "files")} for target in (victim, secret)),
+        *({"file": name} for name in (str(secret), "{id}-/../" + ours, "thanks.html", f"{other}-{ours}", "{id}", 7)),
+        {"type": "text/html", "file": "{id}-picture-0-00000000.html"},
+        {"type": "application/pdf"},
+        *({key: None} for key in ("name", "type", "bytes", "sha256")),
+    ]
+    lines = []
+    for number, (changes, when) in enumerate([(one, when) for one in bad for when in (time.time(), 1e9)]):
+        name = f"{number:032x}"
+        told = {"name": "x", "type": "image/png", "bytes": 8, "sha256": "0" * 64, "file": f"{{id}}-{ours}", **changes}
+        told["file"] = str(told["file"]).replace("{id}", name) if told["file"] != 7 else 7
+        lines.append({"id": name, "time": when, "name": "Ann", "entry": "x", "picture": [told]})
+    lines.append({**lines[0], "picture": [7]})
+    (segment,) = (book.gather() / "form-guestbook").glob("*.jsonl")
+    with segment.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    assert f"cannot use {len(lines)} lines" in night(book, status=1)
+    assert victim.read_text() == "precious" and len(rows(book)) == 1
+    ((_, letter),) = server.taken
+    assert [part.get_filename() for part in letter.iter_attachments()] == ["guestbook.csv"]
+    assert sorted(path.name for path in (book.production / "world/forms/guestbook").iterdir()) == [
+        "index.html",
+        "thanks.html",
+    ]
+    assert "Thank you." in (book.production / "world/forms/guestbook/thanks.html").read_text()
+
+
 def test_upload_that_is_not_what_was_sent_is_told_and_not_kept(stored: Site) -> None:
     book = stored
     send_picture(book)
@@ -236,6 +276,37 @@ def test_upload_that_comes_after_its_answer_is_copied_and_shown_then(book: Site,
     assert "0 new answers" in night(book)
 
 
+def test_files_of_any_size_and_number_cost_the_night_no_memory_and_outlive_a_lower_limit(book: Site) -> None:
+    count, mb = 12, 1 << 20
+    declare(book, text=GUESTBOOK.replace("moderate = true", "moderate = false").replace('"night"', '"never"'))
+    send(book)
+
+    def most_kb() -> int:
+        command = [sys.executable, str(ROOT / "batch/forms-nightly")]
+        process = subprocess.Popen(command, env=book.environment(), stdout=-3)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return used.ru_maxrss
+
+    before_kb = most_kb()
+    (segment,) = (book.gather() / "form-guestbook").glob("*.jsonl")
+    top = book.gather() / "form-guestbook.files"
+    top.mkdir()
+    for number in range(count):
+        name = f"{number:032x}-picture-0-00000000.png"
+        (top / name).write_bytes(bytes([number]) * 4 * mb)
+        digest = hashlib.sha256(bytes([number]) * 4 * mb).hexdigest()
+        told = {"name": "x", "type": "image/png", "bytes": 4 * mb, "sha256": digest, "file": name}
+        record = {"id": f"{number:032x}", "time": time.time(), "name": "Ann", "entry": "x", "picture": [told]}
+        with segment.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    assert most_kb() - before_kb < count * 4 * 1024 / 2
+    assert published(book).count("<img ") == count
+    for path in top.iterdir():
+        assert (book.production / "world/forms/guestbook" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_mail_server_that_is_down_gets_the_letter_later_and_once(book: Site, server: mailserver.MailServer) -> None:
     send(book)
     with mailserver.refusing_port() as port:
@@ -251,7 +322,11 @@ def test_what_is_erased_is_gone_everywhere_and_what_remains_is_said(
     stored: Site, store: str, server: mailserver.MailServer
 ) -> None:
     book = stored
-    send(book, email="ann@example.org", entry="of ann")
+    variables, body = form_site.body_of(BODIES / "303-safari-multipart.body", token())
+    body = body.replace(b"one\r\ntwo", b"of ann").replace(b'"email"\r\n\r\n', b'"email"\r\n\r\nann@example.org')
+    variables["CONTENT_LENGTH"] = str(len(body))
+    for name in ("web1", "web3"):  # a double click, over two servers
+        assert book.cgi("form.cgi", "POST", body, name, PATH_INFO="/guestbook", **variables).status == 303
     send_picture(book)
     with mailserver.refusing_port() as port:
         configure(book, port)
@@ -261,7 +336,12 @@ def test_what_is_erased_is_gone_everywhere_and_what_remains_is_said(
         send(book, "web2", email="ANN@example.org", entry="of ann, not read yet")
         told = night(book, "-erase", "email=Ann@example.org")
     assert "2 answers erased on this host; to be pushed: world/forms" in told
-    for name in ("web1", "web2"):
+    for name in ("web1", "web3"):
+        (upload,) = {path.name for path in form_site.uploads(book, server=name)} - set(
+            os.listdir(kept(book) / "files")
+        )
+        assert f"{name}: form-guestbook.files/{upload} stays until gather-sweep drops it" in told
+    for name in book.servers:
         left = [path for path in (book.gather(name) / "form-guestbook").rglob("*") if b"of ann" in content(path)]
         assert bool(left) == (store != "queue")
         for path in left:
@@ -277,23 +357,53 @@ def test_what_is_erased_is_gone_everywhere_and_what_remains_is_said(
     assert len(rows(book)) == 1
 
 
-def test_what_is_older_than_the_retention_goes(stored: Site, store: str) -> None:
+def test_answers_outlive_their_field_and_their_form_and_are_erased_and_forgotten_all_the_same(book: Site) -> None:
+    declare(book, "other", GUESTBOOK.replace("[answers]", "[answers]\nretention_days = 9"))
+    for name in ("guestbook", "other"):
+        body = urlencode({"form_token": token(name), "name": "Ann", "entry": "of ann", "email": "ann@example.org"})
+        assert post(book, body.encode(), name=name).status == 303
+    night(book)
+    (old,) = (book.state / "forms/other").glob("*.csv")
+    file = declare(book, text=GUESTBOOK.replace('name = "email"', 'name = "address"'))
+    file.with_name("other.toml").unlink()
+    record = {**records(book, "other")[0], "id": "0" * 32, "time": time.time() - 10 * 86400}
+    (book.gather("web2") / "form-other").mkdir()
+    (book.gather("web2") / "form-other/2026-11-22.jsonl").write_text(json.dumps(record) + "\n")
+    assert "form other: 1 answer older than 9 days removed" in night(book)
+    file.write_text("title = 7\n")  # so that only what it said before is left
+    told = night(book, "-erase", "email=ann@example.org", status=1)
+    assert "guestbook.toml:1: title" in told and "2 answers erased" in told and not old.exists()
+    for path in (book.state / "forms").rglob("*"):
+        assert b"of ann" not in content(path), path
+
+
+def test_what_is_not_fetched_yet_is_said_where_something_is_erased(book: Site) -> None:
+    text = book.conf_file.read_text().replace("[mail]", '[gather]\npull_from = "/srv/%h"\n[mail]')
+    book.conf_file.write_text(text)
+    assert "only what gather-pull has fetched is looked at" in night(book, "-erase", "email=a@b.de")
+
+
+def test_what_is_older_than_the_retention_goes_with_its_files(stored: Site, store: str) -> None:
     book = stored
+    text = stored_as(store, GUESTBOOK.replace("moderate = true", "moderate = false"))
+    declare(book, text=text)
     send_picture(book)
     (record,) = records(book)
-    night(book)
-    old = {**record, "id": "0" * 32, "time": time.time() - 400 * 86400, "picture": []}
-    top = book.gather() / "form-guestbook"
-    if store == "queue":
-        QueueSimple(str(top)).add(json.dumps(old))
-    else:
-        (top / ("2025-01-01.jsonl" if store == "segment" else f"{old['id']}.json")).write_text(json.dumps(old) + "\n")
-    told = night(book)
-    assert "1 answer older than 365 days removed" in told
-    assert [row["id"] for row in rows(book)] == [record["id"]]
-    declare(book, text=GUESTBOOK.replace("[answers]", "[answers]\nretention_days = 1"))
-    with (kept(book) / "answers.sqlite").open("rb") as file:
-        assert record["id"].encode() in file.read()
+    (gathered,) = (path for path in (book.gather() / "form-guestbook").rglob("*") if path.is_file())
+    gathered.write_text(json.dumps({**record, "time": time.time() - 2 * 86400}) + "\n")
+    send(book)
+    assert "2 new answers" in night(book)
+    page = book.production / "world/forms/guestbook"
+    (upload,) = os.listdir(kept(book) / "files")
+    assert (page / upload).exists() and len(list(kept(book).glob("*.csv"))) == 2
+    declare(book, text=text.replace("[answers]", "[answers]\nretention_days = 1"))
+    assert "1 answer older than 1 days removed" in night(book)
+    for _ in range(2):
+        assert [row["entry"] for row in rows(book)] == ["Hello"] and len(list(kept(book).glob("*.csv"))) == 1
+        assert os.listdir(kept(book) / "files") == [] and not (page / upload).exists()
+        for path in (*kept(book).iterdir(), page / "index.html"):
+            assert b"one\\ntwo" not in content(path), path
+        assert "0 new answers" in night(book)
 
 
 def test_render_compiles_and_publishes_the_thanks(book: Site) -> None:
@@ -309,7 +419,70 @@ def test_declaration_that_is_wrong_never_stops_the_others(book: Site) -> None:
     assert "broken.toml:1: title" in told and len(rows(book)) == 1
 
 
-@pytest.mark.parametrize("arguments", [("-publish", "x"), ("-publish", "0" * 32), ("-erase", "email"), ("nosuch",)])
+def test_database_that_is_damaged_never_stops_the_other_forms(book: Site) -> None:
+    declare(book, "other")
+    send(book)
+    night(book)
+    with closing(sqlite3.connect(kept(book) / "answers.sqlite", isolation_level=None)) as db:
+        db.execute("UPDATE answers SET record = '{'")
+    send(book)
+    body = urlencode({"form_token": token("other"), "name": "Ann", "entry": "x"}).encode()
+    assert post(book, body, name="other").status == 303
+    told = night(book, status=1)
+    assert "form guestbook: JSONDecodeError" in told and list((book.state / "forms/other").glob("*.csv"))
+
+
+def test_every_kind_once_and_often_and_what_it_was_before_goes_through_all_results(
+    book: Site, server: mailserver.MailServer
+) -> None:
+    """Each form was declared otherwise when its answers came: field by field, every kind was every other one."""
+    told = {"name": "a.png", "type": "image/png", "bytes": 8, "sha256": "0" * 64, "file": "{id}-f-0-00000000.png"}
+    some: dict[str, list[object]] = {
+        "text": ["lots"],
+        "number": ["-3", "4"],
+        "date": ["2026-01-02"],
+        "choice": ["one", "two"],
+        "file": [told],
+    }
+    every: list[object] = [
+        True,
+        False,
+        "",
+        [],
+        *some.values(),
+        *(each[0] for kind, each in some.items() if kind != "file"),
+    ]
+    keys = {"choice": 'choices = ["one", "two", "three"]', "file": 'types = ["image/png"]'}
+    head = 'title = "T"\n[answers]\npublish = true\nmoderate = false\nmail = "night"\nto = ["www@localhost"]\n'
+    kinds = [(kind, often) for kind in forms_check.KINDS for often in (1, 3) if (kind, often) != ("checkbox", 3)]
+    for place, (kind, often) in enumerate(kinds):
+        fields = f'[[fields]]\nname = "f"\nlabel = "F"\npublished = true\nkind = "{kind}"\nrepeats = {often}\n'
+        declare(book, f"{kind}{often}", head + fields + keys.get(kind, ""))
+        top = book.gather() / f"form-{kind}{often}"
+        top.mkdir()
+        with (top / "2026-11-22.jsonl").open("w") as file:
+            for number, value in enumerate(every):
+                answer_id = f"{place:016x}{number:016x}"
+                line = json.dumps({"id": answer_id, "time": time.time(), "f": value})
+                file.write(line.replace("{id}", answer_id) + "\n")
+    send(book)
+    said = night(book, status=1)  # no file is on its server
+    assert f"{len(kinds) * len(every) + 1} new answers to {len(kinds) + 1} forms" in said
+    assert set(re.findall(r"form (\w+): (cannot copy|\w+)", said)) == {(f"{k}{n}", "cannot copy") for k, n in kinds}
+    assert len(server.taken) == len(kinds) + 1
+    for kind, often in kinds:
+        assert (book.production / f"world/forms/{kind}{often}/index.html").exists()
+        summary = (book.state / f"forms/{kind}{often}/summary.html").read_text()
+        counted = re.findall(r"<title>([^<:]+): ([\d,]+)", summary)
+        assert {"number": ("-3", "2"), "date": ("2026-01", "2"), "choice": ("one", "2")}.get(
+            kind, counted[-1]
+        ) in counted
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("-publish", "x"), ("-publish", "0" * 32), ("-erase", "email"), ("-erase", "emial=a@b.de"), ("nosuch",)],
+)
 def test_what_is_not_there_is_told(book: Site, arguments: tuple[str, ...]) -> None:
     done = book.batch("forms-nightly", *arguments)
     assert done.returncode in (1, 64) and done.stderr.startswith("forms-nightly: ")

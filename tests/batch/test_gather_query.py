@@ -76,9 +76,19 @@ def test_query_that_is_wrong_or_reaches_out_is_refused(gathered: Site, asked: st
 def test_application_without_records_hides_no_other(gathered: Site) -> None:
     (gathered.gather() / "strange").mkdir()
     (gathered.gather() / "strange/2026-11-22.jsonl").write_text("[1]\n")
-    done = gathered.batch("gather-query", "-csv", "select count(*) from survey")
-    assert (done.returncode, done.stdout) == (1, "count_star()\n6\n")
-    assert "cannot make a table of strange" in done.stderr
+    asked = "select (select count(*) from survey) as n, (select count(*) from information_schema.tables) as t"
+    for names, t, fault in (("", 1, False), (" -- strange", 1, True), (', "form-signup"', 2, False)):
+        done = gathered.batch("gather-query", "-csv", f"select n, t from ({asked}){names}")
+        assert (done.returncode, done.stdout) == (fault, f"n,t\n6,{t}\n"), done.stderr
+        assert fault == ("cannot make a table of strange" in done.stderr)
+
+
+def test_answer_that_was_sent_twice_is_one_row_the_earlier_one(gathered: Site) -> None:
+    for server, time_s in (("web1", 1795384801.0), ("web3", 1795384800.0)):
+        record = {"id": "e" * 32, "time": time_s, "email": f"{server}@example.org"}
+        drop.append("form-signup", record, SETTINGS, str(gathered.gather(server)))
+    done = gathered.batch("gather-query", "-csv", 'select server, email from "form-signup" order by server')
+    assert done.stdout.splitlines() == ["server,email", "web2,ann@example.org", "web3,web3@example.org"]
 
 
 def test_without_anything_gathered_a_query_still_has_an_answer(site: Site) -> None:

@@ -67,11 +67,7 @@ def main() -> None:
         config.compile_settings(str(conf))
         forms_declared.compile_forms(config.load(str(conf)))
         started = (site / "programs/floor.cgi").read_text().splitlines()
-        added = [
-            f"import sys; sys.path.append({str(tree / 'lib/site')!r})",
-            "import python_multipart.multipart",
-            "import hashlib",
-        ]
+        added = [f"import sys; sys.path.append({str(tree / 'lib/site')!r})", "import python_multipart.multipart"]
         (site / "programs/started.cgi").write_text("\n".join([started[0], *added, *started[1:], ""]))
         (site / "programs/started.cgi").chmod(0o755)
         with served.serving(tree, site) as server:

@@ -120,6 +120,19 @@ def test_bad_answer_shows_the_form_with_faults_and_what_was_typed_all_escaped(bo
 
 
 @pytest.mark.parametrize("store", form_site.STORES)
+def test_texts_too_long_for_a_record_are_shown_again_and_leave_no_file(book: Site, store: str) -> None:
+    text = form_site.GUESTBOOK.replace("body_kb = 8", "body_kb = 60").replace("length = 2000", "length = 100000")
+    declare(book, text=form_site.stored_as(store, text))
+    variables, body = form_site.body_of(BODIES / "303-safari-multipart.body", token())
+    body = body.replace(b"one\r\ntwo", b'"' * 40000)  # each of them is two bytes of JSON
+    variables["CONTENT_LENGTH"] = str(len(body))
+    reply = book.cgi("form.cgi", "POST", body, PATH_INFO="/guestbook", **variables)
+    assert reply.status == 422 and '"' * 40000 in html.unescape(reply.body.decode())
+    assert b"all texts together" in reply.body and b"choose the file again" in reply.body
+    assert not records(book) and not uploads(book)
+
+
+@pytest.mark.parametrize("store", form_site.STORES)
 def test_double_click_is_one_record_by_id_whichever_servers_it_reaches(book: Site, store: str) -> None:
     declare(book, text=form_site.stored_as(store))
     body = good()

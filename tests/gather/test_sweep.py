@@ -101,8 +101,9 @@ def test_entry_and_what_came_with_records_go_with_their_record(tmp_path: Path) -
     entry.parent.mkdir()
     entry.write_bytes(b'{"id":"0a","time":0,"picture":[{"file":"0a-picture-0.png"}]}\n')
     (tmp_path / "form.files").mkdir()
-    named, orphan, new = (tmp_path / "form.files" / name for name in ("0a-picture-0.png", ".~upload.1", "0b-x.png"))
-    for path in (named, orphan, new, entry):
+    names = ("0a-picture-0.png", ".~upload.1", "a-picture-0.png", "0b-x.png")
+    named, *orphans, new = (tmp_path / "form.files" / name for name in names)
+    for path in (named, *orphans, new, entry):
         path.write_bytes(path.read_bytes() if path == entry else b"x")
         os.utime(path, (0, 0))
     os.utime(new, (9 * DAY_S, 9 * DAY_S))
@@ -113,8 +114,8 @@ def test_entry_and_what_came_with_records_go_with_their_record(tmp_path: Path) -
         sweep.sweep(str(tmp_path), "form", read, 7, 9 * DAY_S, 1, said.append, said.append)
 
     sweep_with([])
-    assert said == ["drop form.files/.~upload.1"]
+    assert said == ["drop form.files/.~upload.1", "drop form.files/a-picture-0.png"]
     assert named.exists() and entry.exists()
     sweep_with([mark])
-    assert said[1:] == ["drop form/0a.json", "drop form.files/0a-picture-0.png"]
+    assert said[2:] == ["drop form/0a.json", "drop form.files/0a-picture-0.png"]
     assert os.listdir(tmp_path / "form.files") == ["0b-x.png"]

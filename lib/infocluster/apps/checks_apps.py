@@ -2,6 +2,7 @@
 """Checks of applications: forms, queues, polls, reports of nodes, and what a development host may run."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -37,6 +38,7 @@ def forms(place: Place) -> Iterator[Fault]:
                 f"the compiled copy of the form {name} is missing or older than it",
                 f"{quoted(place.root)}/batch/check-site -compile",
             )
+        yield from _refused(form, place)
         is_asked = is_asked or (forms_moderation.is_moderated(form) and form["answers"]["mail"] != "never")
     secret = f"{os.path.dirname(place.settings_file)}/secrets/{place.settings['forms']['secret']}"
     if (place.is_web or is_asked) and not os.path.exists(secret):
@@ -46,6 +48,26 @@ def forms(place: Place) -> Iterator[Fault]:
             f"(umask 027; openssl rand -hex 32 >{quoted(secret)}); chgrp {place.server().name} {quoted(secret)}; "
             "the same file on every web server and on the batch host",
         )
+
+
+def _refused(form: dict[str, Any], place: Place) -> Iterator[Fault]:
+    """Yield what a form promises to take, and something else does not."""
+    text_bytes = form["limits"]["body_kb"] * 1024
+    body_bytes = text_bytes + form["limits"]["upload_kb"] * 1024 * form["has_files"]
+    limit_bytes = place.settings["gather"]["limit_bytes"]
+    if text_bytes > limit_bytes:
+        yield Fault(
+            f"the form {form['name']} takes texts of {text_bytes} bytes, and a record may have {limit_bytes}",
+            f"raise gather.limit_bytes in {place.settings_file}, or lower limits.body_kb",
+        )
+    apache = f"{place.root}/etc/apache.conf"
+    if place.is_web and os.path.exists(apache):
+        found = re.search(r"^\s*Define BODY_LIMIT (\d+)", files.read(apache).decode("utf-8", "replace"), re.M)
+        if found and body_bytes > int(found[1]):
+            yield Fault(
+                f"the form {form['name']} takes {body_bytes} bytes with its files, and {apache} lets {found[1]} pass",
+                "raise BODY_LIMIT there, or lower limits.upload_kb",
+            )
 
 
 def _try_templates(form: dict[str, Any], settings_now: Settings) -> None:

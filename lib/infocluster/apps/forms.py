@@ -26,7 +26,7 @@ import time
 
 from infocluster import files, secrets
 from infocluster.apps import forms_check, forms_compiled, forms_token
-from infocluster.errors import BadInputError, UnavailableError, reason
+from infocluster.errors import UnavailableError, reason
 from infocluster.gather import drop
 from infocluster.web import uploads
 from infocluster.web.request import FORM_TYPE, Request, pairs
@@ -91,7 +91,8 @@ def _taken(request: Request, form: "Form", now: float) -> Response:
             faults[""] = "A field was filled that has to stay empty. Please send it once more."
         answers, wrong = forms_check.checked(form["fields"], sent)
         faults |= wrong
-        store.check(faults)
+        record: dict[str, Any] = {"id": forms_token.record_id(token), "time": now, **answers}
+        store.check(record, faults)
         if faults:
             return _again(request, form, token, sent, faults)
         if not forms_token.count(
@@ -102,7 +103,7 @@ def _taken(request: Request, form: "Form", now: float) -> Response:
                 f"From here came {form['limits']['per_hour']} answers in this hour; more are taken in the next one.",
                 (("Retry-After", str(3600 - int(now) % 3600)),),
             )
-        store.keep({"id": forms_token.record_id(token), "time": now, **answers})
+        store.keep(record)
     finally:
         store.clear()
     return Response(b"", HTML, 303, (("Location", _thanks(request, form)), *NEVER_KEPT))
@@ -159,7 +160,19 @@ def _thanks(request: Request, form: "Form") -> str:
 class _Upload:
     """One file on its way to the disk."""
 
-    __slots__ = ("_digest", "_fd", "_is_text", "fault", "field", "file", "first", "name", "size", "store")
+    __slots__ = (
+        "_digest",
+        "_fd",
+        "_is_text",
+        "fault",
+        "field",
+        "file",
+        "first",
+        "kept_name",
+        "name",
+        "size",
+        "store",
+    )
 
     def __init__(self, store: "_Store", field: "dict[str, Any] | None", name: str) -> None:
         self.store = store
@@ -169,6 +182,7 @@ class _Upload:
         self.size = 0
         self.first = b""
         self.fault = ""
+        self.kept_name = ""
         self.file = f"{store.files_dir}/{files.temporary_name('upload')}"
         self._is_text = True
         self._digest: Any = None
@@ -218,18 +232,17 @@ class _Upload:
         """What its first bytes say it is."""
         return uploads.type_of(self.first)
 
-    def sha256(self) -> str:
-        """Return the digest of what was written."""
-        return str(self._digest.hexdigest())
-
-    def told(self, file_name: str) -> "dict[str, Any]":
-        """Return what the record says of it."""
+    def told(self, record_id: str, field_name: str, place: int) -> "dict[str, Any]":
+        """Return what the record says of it, with the name that it will have."""
+        digest = str(self._digest.hexdigest())
+        # The id is the token's: a form sent twice makes the same names, unless it is another file.
+        self.kept_name = f"{record_id}-{field_name}-{place}-{digest[:8]}{uploads.TYPES[self.media_type]}"
         return {
             "name": self.name,
             "type": self.media_type,
             "bytes": self.size,
-            "sha256": self.sha256(),
-            "file": file_name,
+            "sha256": digest,
+            "file": self.kept_name,
         }
 
     def end(self) -> None:
@@ -282,8 +295,10 @@ class _Store:
         except OSError as error:
             raise UnavailableError(f"cannot write {file}: {reason(error)}") from error
 
-    def check(self, faults: "dict[str, str]") -> None:
-        """Add what is wrong with the files; where anything is, say that they have to be chosen again."""
+    def check(self, record: "dict[str, Any]", faults: "dict[str, str]") -> None:
+        """Add to a record what it tells of its files, and to the faults what is wrong with them or with its length;
+        where anything is, say that they have to be chosen again.
+        """
         for field in self.form["fields"]:
             if field["kind"] != "file":
                 continue
@@ -295,6 +310,12 @@ class _Store:
                 faults[field["name"]] = f"At most {field['repeats']} file{'s' * (field['repeats'] > 1)} here."
             elif wrong:
                 faults[field["name"]] = wrong[0]
+            if not faults:
+                record[field["name"]] = [
+                    upload.told(record["id"], field["name"], place) for place, upload in enumerate(mine)
+                ]
+        if not faults and len(drop.line(record)) > self.gather["limit_bytes"]:
+            faults[""] = "This is too long, all texts together. Please write less."
         if faults:
             for upload in self._uploads:
                 if upload.field is not None:
@@ -303,44 +324,30 @@ class _Store:
     def keep(self, record: "dict[str, Any]") -> None:
         """Keep a record and its files; they are on the disk, whole, when this returns.
 
+        Where the record cannot be appended its files stay, for gather-sweep: it may be there all the same, if
+        nothing but the wait for the disk failed, or by the same form sent twice.
+
         Raises:
-            HttpError: 413: a record of that length is not kept.
             UnavailableError: they cannot be kept now.
         """
         try:
-            for field in self.form["fields"]:
-                if field["kind"] == "file":
-                    record[field["name"]] = self._placed(record["id"], field)
-            if self.durable and any(upload.field for upload in self._uploads):
+            for upload in self._uploads:
+                if upload.kept_name:
+                    posix.rename(upload.file, f"{self.files_dir}/{upload.kept_name}")
+            if self.durable and any(upload.kept_name for upload in self._uploads):
                 files.sync_directory(self.files_dir)
         except OSError as error:
             raise UnavailableError(f"cannot keep a file in {self.files_dir}: {reason(error)}") from error
-        try:
-            store = self.form["answers"]["store"]
-            if store == "entries":
-                self._enter(record)
-            else:
-                kept_in = drop.QUEUE if store == "queue" else drop.SEGMENTS
-                drop.append(app_of(self.form["name"]), record, self.gather, self.directory, kept_in)
-        except BadInputError:
-            raise HttpError(413, "The texts of the form are too long.") from None
-
-    def _placed(self, record_id: str, field: "dict[str, Any]") -> "list[dict[str, Any]]":
-        told: list[dict[str, Any]] = []
-        for upload in self._uploads:
-            if upload.field is field:
-                # The id is the token's: a form sent twice makes the same names, unless it is another file.
-                content = upload.sha256()
-                name = f"{record_id}-{field['name']}-{len(told)}-{content[:8]}{uploads.TYPES[upload.media_type]}"
-                posix.rename(upload.file, f"{self.files_dir}/{name}")
-                told.append(upload.told(name))
-        return told
+        store = self.form["answers"]["store"]
+        if store == "entries":
+            self._enter(record)
+        else:
+            kept_in = drop.QUEUE if store == "queue" else drop.SEGMENTS
+            drop.append(app_of(self.form["name"]), record, self.gather, self.directory, kept_in)
 
     def _enter(self, record: "dict[str, Any]") -> None:
         """Write a record as a file of its own; one that is there already is the same one, sent twice."""
         content = drop.line(record)
-        if len(content) > self.gather["limit_bytes"]:
-            raise BadInputError("cannot keep a record: it is too long")
         file = f"{self.top}/{record['id']}.json"
         try:
             files.make_directories(self.top)

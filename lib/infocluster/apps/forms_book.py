@@ -6,29 +6,35 @@ Shape: ``STATE_DIR/forms/NAME/answers.sqlite``: table ``answers``: ``id, time, d
     is the key of the letter it went into, "" before. ``erased`` has the ids that must never come back; ``letters``
     the keys of letters that are queued; ``dirty`` the days whose results have to be written again; ``placed`` what is
     published; ``decided`` when a person spoke of an answer last; ``uncopied`` whose files are still to be
-    copied. Files that people sent are beside it, in ``files/``.
+    copied; ``declared`` the text of the form's declaration: answers outlive it. Files that people sent are beside it,
+    in ``files/``.
 
 Source: SQLite, "PRAGMA secure_delete" (what is deleted is overwritten).
 """
 
+import glob
 import hashlib
 import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from infocluster import files
+from infocluster import files, names
+from infocluster.apps.forms_declared import UPLOAD_KB_MOST
 from infocluster.config import Settings
 from infocluster.errors import UnavailableError, UsageError, reason
 from infocluster.gather import cursor
+from infocluster.web.uploads import TYPES
 
 DIRECTORY_MODE = 0o750
 FILE_MODE = 0o640
+COPIED_BYTES = 1 << 20
 NEW = "new"
 ID_LEAST = 8
+_FILE_TEXTS = ("name", "type", "sha256", "file")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     id TEXT PRIMARY KEY, time REAL NOT NULL, day TEXT NOT NULL, server TEXT NOT NULL, segment TEXT NOT NULL,
@@ -40,6 +46,7 @@ CREATE TABLE IF NOT EXISTS letters (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dirty (day TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS placed (name TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS uncopied (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS declared (text TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS decided (id TEXT PRIMARY KEY, time REAL NOT NULL) WITHOUT ROWID;
 """
 
@@ -74,6 +81,17 @@ class Book:
     def files_dir(self) -> str:
         """Return where the files that people sent are."""
         return self.top + "/files"
+
+    def declare(self, text: str) -> None:
+        """Remember the text of the form's declaration."""
+        if self.declared() != text:
+            with self.cursor.transaction() as db:
+                db.execute("DELETE FROM declared")
+                db.execute("INSERT INTO declared VALUES (?)", (text,))
+
+    def declared(self) -> str:
+        """Return the text of the declaration that was seen last, or ""."""
+        return "".join(text for (text,) in self.db.execute("SELECT text FROM declared"))
 
     def take(self, db: sqlite3.Connection, server: str, segment: str, records: Iterable[dict[str, Any]]) -> int:
         """Add records, inside a transaction, and return how many are new; one that is known or was erased is not."""
@@ -164,6 +182,40 @@ class Book:
                 db.execute("DELETE FROM uncopied WHERE id = ?", (answer.id,))
                 db.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (answer.day,))
 
+    def put(self, name: str, source: BinaryIO, size: int, sha256: str) -> bool:
+        """Put a file beside the database, if it is the one that a record tells of; return whether it is.
+
+        Args:
+            name: what it is called, one of `files_in`.
+            source: where it is read from, in parts: a form may take files of a GB.
+            size: its bytes.
+            sha256: its digest, hexadecimal.
+
+        Raises:
+            OSError: it cannot be read or written.
+        """
+        temporary = f"{self.files_dir}/{files.temporary_name(name)}"
+        digest, left = hashlib.sha256(), size
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as target:
+            try:
+                while chunk := source.read(min(left + 1, COPIED_BYTES)):
+                    digest.update(chunk)
+                    target.write(chunk)
+                    left -= len(chunk)
+                    if left < 0:
+                        break
+                is_it = left == 0 and digest.hexdigest() == sha256
+                if is_it:
+                    target.flush()
+                    os.fchmod(target.fileno(), FILE_MODE)
+                    os.fsync(target.fileno())
+                    os.rename(temporary, f"{self.files_dir}/{name}")
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+        files.sync_directory(self.files_dir)
+        return is_it
+
     def days(self) -> list[str]:
         """Return the days whose results have to be written again."""
         return [day for (day,) in self.db.execute("SELECT day FROM dirty ORDER BY day")]
@@ -184,6 +236,12 @@ class Book:
         """Remember that a letter is queued."""
         with self.cursor.transaction() as db:
             db.execute("INSERT OR IGNORE INTO letters VALUES (?)", (key,))
+
+
+def all_names(settings: Settings) -> list[str]:
+    """Return the names of all forms that there are answers of, whether they are declared still or not."""
+    found = glob.glob("*/answers.sqlite", root_dir=f"{settings['site']['state_dir']}/forms")
+    return sorted(path.partition("/")[0] for path in found)
 
 
 @contextmanager
@@ -207,13 +265,41 @@ def opened(name: str, settings: Settings) -> Iterator[Book]:
 
 def sent_files(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what a record says of the files that came with it."""
-    return [
-        told
+    return [told for value in record.values() for told in files_in(value, record["id"])]
+
+
+def files_in(value: Any, record_id: str) -> list[dict[str, Any]]:
+    """Return the files that one answer of a record tells of."""
+    return [told for told in value if _is_file(told, record_id)] if isinstance(value, list) else []
+
+
+def is_whole(record: dict[str, Any]) -> bool:
+    """Tell whether the lists of a record hold nothing but texts, and files as form.cgi tells of them."""
+    return all(
+        isinstance(item, str) or _is_file(item, record["id"])
         for value in record.values()
         if isinstance(value, list)
-        for told in value
-        if isinstance(told, dict) and isinstance(told.get("file"), str)
-    ]
+        for item in value
+    )
+
+
+def _is_file(told: Any, record_id: str) -> bool:
+    """Tell whether an entry tells of a file by a name that form.cgi gives.
+
+    The web server's user wrote it, and the file owner opens, sends, publishes and removes what is called so: a name
+    is of this record alone, leads nowhere, and ends as its type does.
+    """
+    if not isinstance(told, dict) or not all(isinstance(told.get(key), str) for key in _FILE_TEXTS):
+        return False
+    name, size = told["file"], told.get("bytes")
+    return (
+        name.startswith(record_id + "-")
+        and names.is_name(name, names.COMPONENT_LIMIT_BYTES)
+        and name.endswith(TYPES.get(told["type"], "/"))
+        and isinstance(size, int)
+        and not isinstance(size, bool)
+        and 0 <= size <= UPLOAD_KB_MOST * 1024
+    )
 
 
 def remove_file(path: str) -> bool:

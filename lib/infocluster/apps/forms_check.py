@@ -125,19 +125,30 @@ def is_address(text: str) -> bool:
     )
 
 
+def is_number(text: str) -> bool:
+    """Tell whether a text is a number as a field takes it: digits, at most one point, a sign before them."""
+    bare = text.lstrip("+-")
+    digits = bare.replace(".", "", 1)
+    return digits.isascii() and digits.isdigit() and len(text) <= 40 and len(text) - len(bare) < 2
+
+
+def has_month(text: str) -> bool:
+    """Tell whether a text is written as a day is, ``YYYY-MM-DD``, in a month that there is."""
+    year, month, day = text[:4], text[5:7], text[8:]
+    is_written_so = len(text) == 10 and text[4] == text[7] == "-" and (year + month + day).isascii()
+    return is_written_so and (year + month + day).isdigit() and year > "0000" and "01" <= month <= "12"
+
+
 def _number_fault(field: "Field", value: str) -> str:
-    digits = value.lstrip("+-").replace(".", "", 1)
-    if not (digits.isascii() and digits.isdigit() and len(value) <= 40 and len(value) - len(value.lstrip("+-")) < 2):
+    if not is_number(value):
         return "This has to be a number, such as 12 or 0.5."
-    number = float(value)
-    return _bound_fault(field, number)
+    return _bound_fault(field, float(value))
 
 
 def _date_fault(field: "Field", value: str) -> str:
-    year, month, day = value[:4], value[5:7], value[8:]
-    whole = len(value) == 10 and value[4] == value[7] == "-" and (year + month + day).isascii()
-    if not (whole and (year + month + day).isdigit() and year > "0000" and "01" <= month <= "12"):
+    if not has_month(value):
         return "This has to be a day, such as 2026-11-22."
+    year, month, day = value[:4], value[5:7], value[8:]
     y = int(year)
     is_leap = y % 4 == 0 and (y % 100 != 0 or y % 400 == 0)
     last = 28 if month == "02" and not is_leap else _DAYS[int(month) - 1]

@@ -30,6 +30,7 @@ Form = dict[str, Any]
 
 FIELDS_LIMIT = 100
 FEW = 6
+UPLOAD_KB_MOST = 1 << 20
 TOKEN_PLACE = "token-of-this-visit-goes-here"  # noqa: S105 - where a token is put, no token
 # What a record of gather-query has beside the answers, and what form.cgi itself sends.
 RESERVED = frozenset({"id", "time", "server", "host", "app", "segment", *TRAP.values()})
@@ -76,6 +77,19 @@ def _fits_bound(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value - value == 0
 
 
+def _fits_address(value: Any) -> bool:
+    # It loads all of email, which a hit of a compiled form has no use for.
+    from infocluster import letters
+
+    if not TEXT.fits(value):
+        return False
+    try:
+        letters.address(value)
+    except ConfigError:
+        return False
+    return True
+
+
 def _fits_template(value: Any) -> bool:
     is_file = NAME.fits(value) and value.endswith(".html") and not pages.is_ours(value)
     return value == "" or is_file
@@ -84,6 +98,7 @@ def _fits_template(value: Any) -> bool:
 TEMPLATE = Kind("the name of a file NAME.html beside the declaration, and none of ours", _fits_template)
 FIELD_NAME = Kind(f"a name of a-z 0-9 _ led by a letter, and none of {', '.join(sorted(RESERVED))}", _fits_name)
 SENTENCE = Kind("a text in one line, not empty", lambda value: TEXT.fits(value) and value.strip() != "")
+CHOICE = Kind("", lambda value: SENTENCE.fits(value) and value == value.strip())
 BOUND = Kind('a number, or a day such as "2026-11-22"', _fits_bound)
 
 TOP = (
@@ -94,7 +109,7 @@ TOP = (
 )
 LIMITS = (
     Key("body_kb", _whole(1, 1024), 48),
-    Key("upload_kb", _whole(1, 1 << 20), 1024),
+    Key("upload_kb", _whole(1, UPLOAD_KB_MOST), 1024),
     Key("per_hour", _whole(0, 1000000), 30),
     Key("fill_s", _whole(0, 60), 2),
     Key("open_hours", _whole(1, 720), 24),
@@ -104,7 +119,7 @@ ANSWERS = (
     Key("publish", BOOLEAN, False),
     Key("moderate", BOOLEAN, True),
     Key("mail", _one_of("night", "soon", "never"), "never"),
-    Key("to", _list_of(TEXT, "addresses"), []),
+    Key("to", _list_of(Kind("", _fits_address), "addresses, each as in www@example.org"), []),
     Key("retention_days", _whole(1, 36500), 365),
 )
 TEMPLATES = tuple(Key(name, TEMPLATE, "") for name in ("page", "thanks", "published", "mail"))
@@ -116,7 +131,7 @@ FIELD = (
     Key("required", BOOLEAN, False),
     Key("length", _whole(1, 100000), 200),
     Key("pattern", TEXT, ""),
-    Key("choices", _list_of(SENTENCE, "texts, each once"), []),
+    Key("choices", _list_of(CHOICE, "texts, each once, no blanks round them"), []),
     Key("repeats", _whole(1, 50), 1),
     Key("rows", _whole(1, 50), 1),
     Key("least", BOUND, ""),
@@ -168,15 +183,41 @@ def read(file: str, settings: Settings) -> Form:
     Raises:
         ConfigError: ``FILE:LINE: KEY: expected WHAT``.
     """
+    return parsed(text_of(file), file, settings)
+
+
+def text_of(file: str) -> str:
+    """Return the text of a declaration.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8.
+    """
     try:
-        text = files.read(file).decode("utf-8")
-        written = tomllib.loads(text)
+        return files.read(file).decode("utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the form {file}: {reason(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"cannot read the form {file}: not UTF-8 at byte {error.start}") from error
+
+
+def parsed(text: str, file: str, settings: Settings, is_gone: bool = False) -> Form:
+    """Return a form of the text of its declaration, as `read`.
+
+    Args:
+        text: what the declaration says.
+        file: where it is, or was.
+        settings: all settings.
+        is_gone: whether it is there no more: the form's own templates may be gone too, and ours are taken.
+
+    Raises:
+        ConfigError: ``FILE:LINE: KEY: expected WHAT``.
+    """
+    try:
+        written = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"cannot read the form {file}: {error}") from error
+    if is_gone:
+        written.pop("templates", None)
     form = _Checked(file, text).form(written)
     form["name"] = os.path.basename(file).removesuffix(forms_compiled.SUFFIX)
     room = names.NAME_LIMIT - len(forms_moderation.app_of(""))

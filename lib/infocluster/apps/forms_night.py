@@ -20,6 +20,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -59,7 +60,7 @@ def work(run: Run) -> str:
         raise UsageError(f"cannot do -{' and -'.join(chosen)} at once")
     declared = _declared(run, asked["form"])
     if asked["render"]:
-        return _render(run, declared)
+        return _render(run, [form for form in declared if not form["is_gone"]])
     if asked["waiting"]:
         return _waiting(run, declared)
     if asked["publish"] or asked["hide"]:
@@ -72,20 +73,48 @@ def work(run: Run) -> str:
 
 
 def _declared(run: Run, wanted: Any) -> list[Form]:
-    """Return the forms that are asked for, by default all; one that is declared wrong is reported and left out."""
-    known = forms_declared.all_names(run.settings)
+    """Return the forms that are asked for, by default all; one that is declared wrong is reported and left out.
+
+    One whose declaration was removed goes on as that said last, while there are answers of it: they are still to be
+    forgotten in time, and to be erased. What is to be erased is looked for in one that is declared wrong, too.
+
+    Shape: beside what a form has (`forms_declared`): ``text``, of its declaration, and ``is_gone``.
+    """
+    known, kept = forms_declared.all_names(run.settings), forms_book.all_names(run.settings)
+    there = list(dict.fromkeys([*known, *kept]))
     for name in wanted:
-        if name not in known:
-            raise UsageError(f"cannot find the form {names.shown(name)}: there is {', '.join(known) or 'none'}")
+        if name not in there:
+            raise UsageError(f"cannot find the form {names.shown(name)}: there is {', '.join(there) or 'none'}")
     result = []
-    for name in wanted or known:
-        try:
-            form = forms_declared.read(forms_declared.file_of(name, run.settings), run.settings)
-            forms_templates.check(form, run.settings)
-            result.append(form)
-        except ConfigError as error:
-            run.fault(str(error))
+    for name in wanted or there:
+        ways = [False] if name in known else [True]
+        if name in known and name in kept and run.arguments["erase"]:
+            ways.append(True)
+        for is_gone in ways:
+            try:
+                result.append(_form(run, name, is_gone))
+                break
+            except InfoclusterError as error:
+                run.fault(str(error))
     return result
+
+
+def _form(run: Run, name: str, is_gone: bool) -> Form:
+    """Return a form as it is declared, or, where that is gone, as it was when its answers were last looked at.
+
+    Raises:
+        ConfigError: the declaration is not as it has to be.
+        UnavailableError: the form's database cannot be opened.
+    """
+    file = forms_declared.file_of(name, run.settings)
+    if is_gone:
+        with forms_book.opened(name, run.settings) as book:
+            text = book.declared()
+    else:
+        text = forms_declared.text_of(file)
+    form = forms_declared.parsed(text, file, run.settings, is_gone)
+    forms_templates.check(form, run.settings)
+    return {**form, "text": text, "is_gone": is_gone}
 
 
 def _each(run: Run, declared: list[Form], do: Callable[[Form, Book], int]) -> int:
@@ -94,9 +123,12 @@ def _each(run: Run, declared: list[Form], do: Callable[[Form, Book], int]) -> in
     for form in declared:
         try:
             with forms_book.opened(form["name"], run.settings) as book:
+                book.declare(form["text"])
                 total += do(form, book)
         except InfoclusterError as error:
             run.fault(f"form {form['name']}: {error}")
+        except Exception as error:  # whatever is wrong with one form, the others are done
+            run.fault(f"form {form['name']}: {type(error).__name__}: {error}")
     return total
 
 
@@ -135,12 +167,9 @@ def _take_in(run: Run, form: Form, book: Book) -> int:
     gather = settings["gather"]
     expected = tuple(server.name for server in servers.of_kind(settings, "web")) if settings["servers"] else ()
     positions = book.cursor.positions(app, gather["host"])
-    # Every store, whichever the declaration names now: a change from one to another loses nothing.
-    segments = collect.Source(gather["gather_dir"], app, gather["host"], expected)
-    entries = collect.Source(gather["gather_dir"], app, gather["host"], (), "entries", ending=".json")
-    is_copy = bool(gather["pull_from"])
-    queue = collect.Source(gather["gather_dir"], app, gather["host"], (), "queue", is_copy=is_copy)
-    looks = [(source, collect.look(source, positions)) for source in (segments, entries, queue)]
+    sources = _sources(settings, app, expected)
+    queue = sources[-1]
+    looks = [(source, collect.look(source, positions)) for source in sources]
     for fault in dict.fromkeys(fault for _, found in looks for fault in found.faults):
         run.fault(f"form {form['name']}: {fault}")
     new = sum(
@@ -156,6 +185,17 @@ def _take_in(run: Run, form: Form, book: Book) -> int:
     seen = {key for _, found in looks for key in found.seen} - removed
     _tell_servers(run, app, [reached[key] for key in sorted(seen) if key in reached])
     return new
+
+
+def _sources(settings: Settings, app: str, expected: tuple[str, ...] = ()) -> list[collect.Source]:
+    """Return every store, a queue last, whichever the declaration names now: a change to another loses nothing."""
+    gather = settings["gather"]
+    where, host, is_copy = gather["gather_dir"], gather["host"], bool(gather["pull_from"])
+    return [
+        collect.Source(where, app, host, expected),
+        collect.Source(where, app, host, (), "entries", ending=".json"),
+        collect.Source(where, app, host, (), "queue", is_copy=is_copy),
+    ]
 
 
 def _tell_servers(run: Run, app: str, reached: list[Position]) -> None:
@@ -233,7 +273,7 @@ def _records(run: Run, form: Form, source: collect.Source, part: Part) -> list[d
     records, bad = [], 0
     for line, _ in collect.records(collect.content(part), source):
         record = _record(line)
-        if record is None:
+        if record is None or not forms_book.is_whole(record):
             bad += 1
             continue
         records.append(record)
@@ -275,12 +315,6 @@ def _copy_files(run: Run, form: Form, book: Book) -> None:
 def _copied(settings: Settings, form: Form, book: Book, server: str, told: dict[str, Any]) -> str:
     """Copy a file of an answer, if it is the one that the record tells of; return what is wrong, or ""."""
     name = told["file"]
-    try:
-        is_plain = names.tree_path(name) == name and "/" not in name and not files.is_temporary(name)
-    except InfoclusterError:
-        is_plain = False
-    if not is_plain:
-        return f"cannot take a file called {names.shown(name)}"
     target = f"{book.files_dir}/{name}"
     if os.path.exists(target):
         return ""
@@ -289,10 +323,8 @@ def _copied(settings: Settings, form: Form, book: Book, server: str, told: dict[
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb") as file:
-            content = file.read(form["limits"]["upload_kb"] * 1024 + 1)
-        if hashlib.sha256(content).hexdigest() != told.get("sha256"):
-            return f"cannot take {path}: it is not what was sent"
-        files.replace(target, content, forms_book.FILE_MODE)
+            if not book.put(name, file, told["bytes"], told["sha256"]):
+                return f"cannot take {path}: it is not what was sent"
     except OSError as error:
         return f"cannot copy {path}: {reason(error)}"
     return ""
@@ -336,10 +368,9 @@ def _put(file: str, content: bytes) -> None:
 
 def _publish(run: Run, form: Form, book: Book) -> None:
     """Publish the thanks and what may be shown; what was published and may not be shown any more is removed."""
-    contents = {forms.THANKS: form["thanks_page"]}
-    if form["answers"]["publish"]:
-        where = "state = 'shown'" if form["answers"]["moderate"] else "state != 'hidden'"
-        contents |= forms_results.published(form, book.answers(where), run.settings, book.files_dir)
+    where = "state = 'shown'" if form["answers"]["moderate"] else "state != 'hidden'"
+    answers = book.answers(where) if form["answers"]["publish"] else []
+    contents = forms_results.published(form, answers, run.settings, book.files_dir)
     before = {name for (name,) in book.db.execute("SELECT name FROM placed")}
     with book.cursor.transaction() as db:
         # Before it is done: a name that is remembered and not there is no harm, one that is forgotten stays for ever.
@@ -430,13 +461,17 @@ def _erase(run: Run, declared: list[Form], asked: str) -> str:
     if not (equals and field_name and value.strip()):
         raise UsageError(f"cannot erase {names.shown(asked)}: expected FIELD=VALUE")
     wanted = value.strip().casefold()
+    fields = {field["name"] for form in declared for field in form["fields"]}
+    if run.settings["gather"]["pull_from"]:
+        run.say("only what gather-pull has fetched is looked at: run it before this, for all servers")
 
     def one(form: Form, book: Book) -> int:
-        if field_name not in {field["name"] for field in form["fields"]}:
-            return 0
         # First what nobody has read yet: it would come back tonight.
         _take_in(run, form, book)
-        gone = [answer for answer in book.answers() if _has(answer, field_name, wanted)]
+        answers = book.answers()
+        # By what was answered, not by what is declared now: answers outlive a field and a form.
+        fields.update(*(answer.record for answer in answers))
+        gone = [answer for answer in answers if _has(answer, field_name, wanted)]
         _take_back_letters(run, book, {answer.letter for answer in gone} - {""})
         book.remove(gone, for_good=True)
         _write(run, form, book)
@@ -445,6 +480,8 @@ def _erase(run: Run, declared: list[Form], asked: str) -> str:
         return len(gone)
 
     count = _each(run, declared, one)
+    if field_name not in fields and not run.faults:
+        raise UsageError(f"cannot erase {names.shown(asked)}: no form has, and no answer had, such a field")
     return (
         f"{count} answer{'s' * (count != 1)} erased on this host; to be pushed: {run.settings['forms']['directory']}"
         if count
@@ -477,19 +514,23 @@ def _take_back_letters(run: Run, book: Book, keys: set[str]) -> None:
 
 
 def _remaining(settings: Settings, form: Form, gone: list[Answer]) -> list[str]:
-    """Return a line for each file on a server that still holds what was erased."""
+    """Return a line for each file on a server that still holds what was erased, which several may: a double click."""
     gather, app = settings["gather"], forms.app_of(form["name"])
     copy = "; the copy here goes a day later" if gather["pull_from"] else ""
-    lines = []
-    for server, segment in sorted({(answer.server, answer.segment) for answer in gone}):
-        path = f"{gather['gather_dir']}/{server}/{gather['host']}/{app}/{segment}"
-        if os.path.exists(path):
-            days = gather["keep_days"]
-            when = f"until gather-sweep drops it, {days} days after its day{copy}"
-            lines.append(f"{server}: {app}/{segment} holds it {when}")
-    for answer in gone:
-        for told in forms_book.sent_files(answer.record):
-            path = f"{gather['gather_dir']}/{answer.server}/{gather['host']}/{app}.files/{told['file']}"
-            if os.path.exists(path):
-                lines.append(f"{answer.server}: {app}.files/{told['file']} stays until gather-sweep drops it{copy}")
-    return lines
+    ids = {answer.id for answer in gone}
+    held, sent = set(), set()
+    for source in _sources(settings, app) if ids else ():
+        for part in collect.look(source, {}).parts:
+            with suppress(FileNotFoundError):  # swept, or consumed, meanwhile
+                content = collect.content(part)
+                if any(one.encode() in content for one in ids):
+                    held.add((part.server, part.segment))
+    for file in glob.glob(f"*/{gather['host']}/{app}.files/*", root_dir=gather["gather_dir"]) if ids else ():
+        server, name = file.partition("/")[0], os.path.basename(file)
+        if name.partition("-")[0] in ids:
+            sent.add((server, name))
+    when = f"until gather-sweep drops it, {gather['keep_days']} days after its day{copy}"
+    return [
+        *(f"{server}: {app}/{segment} holds it {when}" for server, segment in sorted(held)),
+        *(f"{server}: {app}.files/{name} stays until gather-sweep drops it{copy}" for server, name in sorted(sent)),
+    ]

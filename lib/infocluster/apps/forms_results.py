@@ -12,14 +12,16 @@ Source: RFC 4180 (CSV); OWASP, "CSV Injection"; RFC 8259.
 import csv
 import io
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.message import EmailMessage
+from itertools import chain
 from typing import Any
 
 from infocluster import charts, files, letters, pages
-from infocluster.apps import forms_book, forms_declared, forms_moderation
+from infocluster.apps import forms, forms_book, forms_check, forms_declared, forms_moderation
 from infocluster.apps.forms_book import Answer
 from infocluster.config import Settings
 from infocluster.report import plain
@@ -32,6 +34,7 @@ ATTACHED_BYTES = 8 << 20
 LETTER_ANSWERS = 200
 """Answers that a letter shows one by one; all are in its CSV."""
 PAGE_ANSWERS = 500
+INDEX = "index.html"
 DECIDE = "Publish it, or not"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -46,8 +49,13 @@ def text_of(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, list):
-        return "; ".join(str(item.get("file", "")) if isinstance(item, dict) else str(item) for item in value)
+        return "; ".join(item["file"] if isinstance(item, dict) else str(item) for item in value)
     return str(value)
+
+
+def _texts(value: Any) -> list[str]:
+    """Return the texts of one field's answer, however many: files and ticks are none."""
+    return [text for text in (value if isinstance(value, list) else [value]) if text and isinstance(text, str)]
 
 
 def table(form: Form, answers: Sequence[Answer]) -> bytes:
@@ -63,7 +71,7 @@ def table(form: Form, answers: Sequence[Answer]) -> bytes:
 
 def _cell(field: dict[str, Any], value: Any) -> str:
     text = text_of(value)
-    is_number = field["kind"] == "number" and text.lstrip("+-").replace(".", "", 1).isdigit()
+    is_number = field["kind"] == "number" and forms_check.is_number(text)
     return "'" + text if text.startswith(_FORMULA) and not is_number else text
 
 
@@ -92,7 +100,9 @@ def summary(form: Form, answers: Sequence[Answer], settings: Settings) -> bytes:
             shown.append({"title": "Answers by day", "picture": pages.picture(picture)})
     for field in form["fields"]:
         rows = _counts(field, [answer.record.get(field["name"], "") for answer in answers])
-        drawn = charts.bars(field["label"], rows, total=len(answers) or None, key=field["name"])
+        # Several numbers or days of one answer may count in one row: that is no share of the answers.
+        has_shares = field["repeats"] == 1 or field["kind"] not in ("number", "date")
+        drawn = charts.bars(field["label"], rows, total=len(answers) * has_shares or None, key=field["name"])
         shown.append({"title": field["label"], "picture": pages.picture(drawn)})
     return pages.fill(
         "form_summary.html",
@@ -106,17 +116,20 @@ def _span(by_day: Counter[str]) -> int:
 
 
 def _counts(field: dict[str, Any], values: list[Any]) -> list[tuple[str, int]]:
-    """Return what is counted of a field: choices by name, numbers and days in steps, texts by presence."""
-    kind = field["kind"]
+    """Return what is counted of a field: choices by name, numbers and days in steps, texts by presence.
+
+    An answer from before the field's kind was changed is passed over where it is no number, or no day.
+    """
+    kind, texts = field["kind"], [text for value in values for text in _texts(value)]
     if kind == "choice":
-        chosen = Counter(item for value in values for item in (value if isinstance(value, list) else [value]) if item)
+        chosen = Counter(texts)
         return [(choice, chosen[choice]) for choice in field["choices"]]
     if kind == "number":
-        numbers = [float(value) for value in values if value]
+        numbers = [float(text) for text in texts if forms_check.is_number(text)]
         if numbers:
             return _steps(numbers)
     if kind == "date":
-        months = Counter(value[:7] for value in values if value)
+        months = Counter(text[:7] for text in texts if forms_check.has_month(text))
         if months:
             return sorted(months.items())[-12:]
     answered = sum(bool(value) for value in values)
@@ -134,19 +147,37 @@ def _steps(numbers: list[float]) -> list[tuple[str, int]]:
     return [(f"{low + n * width:g} to {low + (n + 1) * width:g}", steps[n]) for n in range(10)]
 
 
-def published(form: Form, answers: Sequence[Answer], settings: Settings, files_dir: str) -> dict[str, bytes]:
+class Published(Mapping[str, bytes]):
+    """Contents by name: pages, behind the files that one of them shows; each of these is read when asked for."""
+
+    def __init__(self, made: Mapping[str, bytes], files_dir: str, shown: Sequence[str]) -> None:
+        self._made = made
+        self._files = {name: f"{files_dir}/{name}" for name in shown}
+
+    def __getitem__(self, name: str) -> bytes:
+        return files.read(self._files[name]) if name in self._files else self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self._files, self._made)
+
+    def __len__(self) -> int:
+        return len(self._files) + len(self._made)
+
+
+def published(form: Form, answers: Sequence[Answer], settings: Settings, files_dir: str) -> Published:
     """Return what is published: the page of what may be shown, newest first, behind the files it shows."""
-    contents: dict[str, bytes] = {}
+    shown: list[str] = []
 
     def linked(told: dict[str, Any]) -> bool:
-        try:
-            contents[told["file"]] = files.read(f"{files_dir}/{told['file']}")
-        except FileNotFoundError:  # it never came from its server; that was reported then
-            return False
-        return True
+        # One that is not there never came from its server; that was reported then.
+        if is_there := os.path.isfile(f"{files_dir}/{told['file']}"):
+            shown.append(told["file"])
+        return is_there
 
-    contents["index.html"] = published_page(form, answers, settings, linked).encode()
-    return contents
+    made = {forms.THANKS: form["thanks_page"]}
+    if form["answers"]["publish"]:
+        made[INDEX] = published_page(form, answers, settings, linked).encode()
+    return Published(made, files_dir, shown)
 
 
 def published_page(
@@ -174,7 +205,7 @@ def published_page(
             if field["published"]:
                 value = answer.record.get(field["name"], "")
                 is_file = field["kind"] == "file"
-                kept = [told for told in value or () if linked(told)] if is_file else []
+                kept = [told for told in forms_book.files_in(value, answer.id) if linked(told)] if is_file else []
                 fields[field["name"]] = {
                     "label": field["label"],
                     "text": "" if is_file else text_of(value),
@@ -306,8 +337,11 @@ def _text(about: str, answers: Sequence[Answer], finding: Finding, decide: Mappi
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "; ".join(f"{told['name']} ({told['type']}, {told['bytes']:,} bytes)" for told in value)
+    if isinstance(value, list):
+        return "; ".join(
+            f"{item['name']} ({item['type']}, {item['bytes']:,} bytes)" if isinstance(item, dict) else item
+            for item in value
+        )
     return text_of(value)
 
 

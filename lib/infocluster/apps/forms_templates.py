@@ -10,11 +10,13 @@ from infocluster.apps import forms_declared, forms_results
 from infocluster.apps.forms_book import NEW, Answer
 from infocluster.config import Settings
 from infocluster.report.findings import Finding, Table
+from infocluster.web.uploads import TYPES
 
 Form = dict[str, Any]
 
 TIME_S = 1795384800.0
 LINK = "https://www.example.org/cgi-bin/moderate.cgi/form?0.0.0"
+_ID = "0" * 32
 _TEXT = 'Text with <b>, & and "quotes"'
 _SAMPLES: dict[str, Any] = {
     "email": "ann@example.org",
@@ -49,7 +51,7 @@ def check(form: Form, settings: Settings) -> None:
 
 
 def _answer(form: Form, answers: dict[str, Any]) -> Answer:
-    record = {"id": "0" * 32, "time": TIME_S, **answers}
+    record = {"id": _ID, "time": TIME_S, **answers}
     return Answer(record["id"], TIME_S, "2026-11-22", "web1", "2026-11-22.jsonl", record, NEW, "")
 
 
@@ -57,7 +59,8 @@ def _sample(field: dict[str, Any]) -> Any:
     """Return what a person could answer."""
     if field["kind"] == "file":
         kinds = [
-            {"name": "x", "type": kind, "bytes": 1, "sha256": "0" * 64, "file": "x.png"} for kind in field["types"]
+            {"name": "x", "type": kind, "bytes": 1, "sha256": "0" * 64, "file": f"{_ID}-x{TYPES[kind]}"}
+            for kind in field["types"]
         ]
         return kinds[: field["repeats"]]
     value = field["choices"][0] if field["kind"] == "choice" else _SAMPLES.get(field["kind"], _TEXT)

@@ -5,7 +5,8 @@ Each application is a table of its name, such as ``survey`` or ``"form-signup"``
 ``host``, ``app``, ``segment`` and the fields of its records (``id``, ``time`` in Unix seconds, ...). Its records are
 those of segments, of entries (a file each) and of a queue, as far as they are still there: what a night consumed of a
 queue is not. A line that is no record is passed over, as is one that is not whole yet, and an element of a queue that
-holds something else. The query may read these files, and nothing else here.
+holds something else. Of an answer to a form that was sent twice, the earlier one is the row. The query may read these
+files, and nothing else here; only those of applications that it names are looked at, or all if it names none.
 
 Source: DuckDB documentation, "JSON Loading", "Securing DuckDB".
 """
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from infocluster import names
+from infocluster.apps import forms
 from infocluster.cron.command import Run
 from infocluster.errors import BadInputError, ConfigError, UnavailableError, UsageError, reason
 from infocluster.queue.simple import Simple
@@ -45,7 +47,9 @@ def work(run: Run) -> str:
         try:
             db.execute("SET allowed_directories = ?", [[gather["gather_dir"]]])
             db.execute("SET enable_external_access = false")
-            for app, found in sorted(_segments(gather["gather_dir"], gather["host"]).items()):
+            for app, found in sorted(
+                _segments(gather["gather_dir"], gather["host"], str(run.arguments["sql"])).items()
+            ):
                 try:
                     db.execute(_view(app, gather["gather_dir"], gather["host"], found))
                 except duckdb.Error as error:
@@ -62,27 +66,34 @@ def work(run: Run) -> str:
     return ""
 
 
-def _segments(gather_dir: str, host: str) -> dict[str, list[str]]:
+def _segments(gather_dir: str, host: str, sql: str) -> dict[str, list[str]]:
     """Return the path of every segment, entry and element of a queue, by application.
+
+    Args:
+        gather_dir: where the servers' directories are seen.
+        host: the HOST part of the path.
+        sql: the query.
 
     Raises:
         UnavailableError: the directory cannot be read.
     """
     result: dict[str, list[str]] = {}
     try:
-        for server in sorted(entry for entry in os.listdir(gather_dir) if names.is_name(entry)):
-            top = f"{gather_dir}/{server}/{host}"
-            if not os.path.isdir(top):
-                continue
-            for app in sorted(entry for entry in os.listdir(top) if names.is_name(entry)):
-                if not os.path.isdir(f"{top}/{app}"):
-                    continue
-                found = [f"{top}/{app}/{name}" for name in sorted(os.listdir(f"{top}/{app}")) if _is_ours(name)]
-                some = [path for path in found if os.path.getsize(path)]
-                elements = [f"{top}/{app}/{name}" for name in Simple(f"{top}/{app}")]
-                some += [path for path in elements if _holds_a_record(path)]
-                if some:
-                    result.setdefault(app, []).extend(some)
+        tops = [
+            f"{gather_dir}/{server}/{host}/{app}"
+            for server in sorted(filter(names.is_name, os.listdir(gather_dir)))
+            if os.path.isdir(f"{gather_dir}/{server}/{host}")
+            for app in sorted(filter(names.is_name, os.listdir(f"{gather_dir}/{server}/{host}")))
+            if os.path.isdir(f"{gather_dir}/{server}/{host}/{app}")
+        ]
+        # To make a table is to look through all of its records, for their fields.
+        named = [top for top in tops if os.path.basename(top).casefold() in sql.casefold()]
+        for top in named or tops:
+            found = [f"{top}/{name}" for name in sorted(os.listdir(top)) if _is_ours(name)]
+            some = [path for path in found if os.path.getsize(path)]
+            some += [path for path in (f"{top}/{name}" for name in Simple(top)) if _holds_a_record(path)]
+            if some:
+                result.setdefault(os.path.basename(top), []).extend(some)
     except OSError as error:
         raise UnavailableError(f"cannot read {error.filename or gather_dir}: {reason(error)}") from error
     return result
@@ -106,12 +117,15 @@ def _view(app: str, gather_dir: str, host: str, paths: Sequence[str]) -> str:
     listed = ", ".join(_text(path) for path in paths)
     below = f"string_split(substr(_path, {len(gather_dir) + 2}), '/')"
     name = '"' + app.replace('"', '""') + '"'
+    once = ""
+    if app.startswith(forms.app_of("")):
+        once = " QUALIFY row_number() OVER (PARTITION BY id ORDER BY time, _path) = 1"
     return (
         f"CREATE VIEW {name} AS SELECT {below}[1] AS server, "  # noqa: S608 - quoted by _text
         f"{_text(host)} AS host, {_text(app)} AS app, "
         f"array_to_string({below}[4:], '/') AS segment, * EXCLUDE (_path) FROM read_json("
         f"[{listed}], format = 'newline_delimited', filename = '_path', union_by_name = true, ignore_errors = true, "
-        "sample_size = -1, map_inference_threshold = -1) WHERE id IS NOT NULL"
+        "sample_size = -1, map_inference_threshold = -1) WHERE id IS NOT NULL" + once
     )
 
 

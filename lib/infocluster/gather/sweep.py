@@ -15,6 +15,7 @@ import calendar
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from infocluster.errors import InfoclusterError, reason
 from infocluster.gather import collect
@@ -83,13 +84,16 @@ def _sweep_files(top: str, now: float, say: Callable[[str], None], fault: Callab
     """Unlink what came with records that are dropped, or with none."""
     directory = top + ".files"
     try:
-        old = [one.name for one in os.scandir(directory) if one.stat(follow_symlinks=False).st_mtime < now - DAY_S]
-        # Looked for in the text of what is left: a name holds a record's id, which stands nowhere else.
-        left = [_text(path) for path in _files_below(top)] if old else []
-        for name in sorted(old):
-            if not any(name.encode() in text for text in left):
-                os.unlink(f"{directory}/{name}")
-                say(f"drop {os.path.basename(directory)}/{name}")
+        found = [one for one in os.scandir(directory) if one.stat(follow_symlinks=False).st_mtime < now - DAY_S]
+        old = {os.fsencode(one.name) for one in found}
+        for path in _files_below(top) if old else ():
+            with suppress(FileNotFoundError), open(path, "rb") as file:  # somebody may consume it meanwhile
+                for line in file:
+                    # A name that form.cgi gives stands in JSON as it is, between quotes.
+                    old.difference_update(line.split(b'"'))
+        for name in sorted(map(os.fsdecode, old)):
+            os.unlink(f"{directory}/{name}")
+            say(f"drop {os.path.basename(directory)}/{name}")
     except FileNotFoundError:
         return
     except OSError as error:
@@ -103,11 +107,6 @@ def _files_below(top: str) -> Iterator[str]:
             yield from _files_below(entry.path)
         elif entry.is_file(follow_symlinks=False):
             yield entry.path
-
-
-def _text(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def _sweep_queue(
