@@ -176,7 +176,7 @@ def test_command_runs_where_a_push_host_died_before_it_told_what_it_did(hosts, m
     (site.conf_file.parent / "some.skel").write_text(
         f'${{FILES}} -> ${{HOSTS}}\n  cmdspecial "echo $FILES >>{ran}" ;\n'
     )
-    site.conf_file.write_text(site.conf_file.read_text() + 'skeleton = "some.skel"\n')
+    hosts.configure(("web[1-6]", "some.skel"))
     told = f"echo '{HELLO}'\nread -r work\necho '{{\"locked\": true}}'\nread -r go\n"
     hosts.pretend("push1", told, f"cp -pR {site.production}/. {site.delivered('web1')}\nexit 1\n")
     request = Request("wwwpush", "web", ["world/a"])
