@@ -549,6 +549,32 @@ def test_undo_puts_back_what_the_last_install_replaced_and_log_tells(site, dev):
     assert [one["what"] for one in json.loads(site.batch("wwwdinst", "-log", "-json").stdout)].count("undo") == 3
 
 
+def test_undo_is_of_the_last_install_that_changed_the_path_or_of_none(site, dev):
+    build(dev, {"world/a/x": "1", "world/b/y": "1"})
+    site.batch("wwwdinst", "world/a")
+    site.batch("wwwdinst", "world")
+    # By what was changed, not by what was asked for.
+    assert lines(site.batch("wwwdinst", "-undo", "world/a/x"))[:-1] == ["remove world/a/x", "remove world/a/"]
+    assert read(site.production) == {"world/b/y": "1"}
+    # One that is not kept is in the way of those before it, not of those after it.
+    build(dev, {"world/b/y": "two"})
+    site.batch("wwwdinst", "world/b")
+    (kept,) = (site.state / "install/undo").glob("*/tree/world/b/y")
+    shutil.rmtree(kept.parents[3])
+    for arguments in ([], ["world/b/y"]):
+        done = site.batch("wwwdinst", "-undo", *arguments)
+        assert (done.returncode, done.stdout) == (77, "") and "it is not kept" in done.stderr
+    assert read(site.production) == {"world/b/y": "two"}
+    # As a crash of the host may leave a record.
+    (site.state / "install/log/20000101T000000.000000Z-1.json").touch()
+    build(dev, {"world/b/y": "three"})
+    site.batch("wwwdinst", "world/b")
+    done = site.batch("wwwdinst", "-log")
+    assert (len(lines(done)), done.returncode) == (5, 1) and "it is no record of an install" in done.stderr
+    assert site.batch("wwwdinst", "-undo").returncode == 0
+    assert read(site.production) == {"world/b/y": "two"}
+
+
 def test_undo_leaves_what_was_changed_since(site, dev):
     build(dev, {"world/a/x": "1", "world/a/y": "1"})
     site.batch("wwwdinst", "world/a")

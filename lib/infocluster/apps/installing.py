@@ -23,7 +23,7 @@ from infocluster import config, names, trees
 from infocluster.apps import accounts
 from infocluster.apps.accounts import User
 from infocluster.cron.command import Run
-from infocluster.errors import InfoclusterError, RefusedError, UnavailableError, UsageError, reason
+from infocluster.errors import RefusedError, UnavailableError, UsageError, reason
 from infocluster.locks import pathlocks, tickets
 from infocluster.names import printable, shown
 from infocluster.publish import development, install, prepare, undo
@@ -291,7 +291,7 @@ def _rules(run: Run, given: Sequence[str]) -> str:
 
 def _log(run: Run, paths: Sequence[str]) -> str:
     """List who installed what, when; the oldest first."""
-    records = undo.log(run.settings["site"]["state_dir"], paths)
+    records = undo.log(run.settings["site"]["state_dir"], run.fault, paths)
     if run.arguments["json"]:
         run.say(json.dumps(records))
         return ""
@@ -302,7 +302,7 @@ def _log(run: Run, paths: Sequence[str]) -> str:
             when = tickets.local(record["started"])
             run.say(f"{when} {record['user']} {record['program']}{what} {_counted(record)}{end}")
         except (KeyError, TypeError) as error:
-            raise InfoclusterError(f"cannot read a record of an install: {error}") from error
+            run.fault(f"cannot read the record {record['id']} of an install: {error}")
     return "" if records else "no install is remembered"
 
 

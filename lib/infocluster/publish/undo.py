@@ -33,7 +33,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ MB = 1 << 20
 # A hard link may be refused for these; a copy serves as well.
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP})
 _KIND_AND_PERMISSIONS = 0o170777
+_FIELDS = frozenset({"id", "program", "user", "uid", "started", "what", "state"})
 
 Record = dict[str, Any]
 
@@ -107,14 +108,15 @@ def keep(record: Record, changes: Sequence[Change], conf: Settings) -> bool:
     can_undo = bool(install["undo_count"] > 0 and size <= install["undo_mb"] * MB)
     place = f"{_undo_dir(state_dir)}/{record['id']}.{size}"
     try:
-        write(record, state_dir, install["log_count"])
         if can_undo:
             origin.make_directory(_undo_dir(state_dir))
             _make_room(_undo_dir(state_dir), install["undo_count"] - 1, install["undo_mb"] * MB - size)
             os.makedirs(f"{place}/tree")
             _save(changes, conf["site"]["production_dir"], f"{place}/tree")
             # Durable, and with it what was linked and made before.
-            _write_changes(place, changes, True)
+            _write_changes(place, changes)
+        # Last: an install that is on record and not kept has changed something.
+        write(record, state_dir, install["log_count"])
     except OSError as error:
         if can_undo:
             _remove(place)
@@ -132,7 +134,7 @@ def settle(record: Record, changes: Sequence[Change], conf: Settings) -> None:
     place = _place(state_dir, record["id"])
     try:
         if place is not None:
-            _write_changes(place, [*_now(changes, conf["site"]["production_dir"])], False)
+            _write_changes(place, _now(changes, conf["site"]["production_dir"]))
         write(record, state_dir, conf["install"]["log_count"])
     except OSError as error:
         raise UnavailableError(f"cannot write the record of this install: {reason(error)}") from error
@@ -146,39 +148,33 @@ def write(record: Record, state_dir: str, kept: int) -> None:
     """
     log_dir = _log_dir(state_dir)
     origin.make_directory(log_dir)
-    files.replace(f"{log_dir}/{record['id']}.json", json.dumps(record).encode() + b"\n", RECORD_MODE, False)
+    files.replace(f"{log_dir}/{record['id']}.json", json.dumps(record).encode() + b"\n", RECORD_MODE)
     for name in _listed(log_dir)[:-kept]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{log_dir}/{name}")
 
 
-def log(state_dir: str, paths: Sequence[str] = ()) -> list[Record]:
+def log(state_dir: str, fault: Callable[[str], object], paths: Sequence[str] = ()) -> list[Record]:
     """Return the records, the oldest first.
 
     Args:
         state_dir: STATE_DIR.
+        fault: gets a line for each that is not in its form.
         paths: only those that are about one of these, or something above or below it.
 
     Raises:
         UnavailableError: they cannot be read.
-        BadInputError: one is not in its form.
     """
-    found = []
+    every = []
     for name in _listed(_log_dir(state_dir)):
-        file = f"{_log_dir(state_dir)}/{name}"
         try:
-            shape = json.loads(files.read(file))
-            if shape["format"] != FORMAT or not isinstance(shape["paths"], list):
-                raise ValueError
-        except FileNotFoundError:
+            found = _read_record(f"{_log_dir(state_dir)}/{name}")
+        except BadInputError as error:
+            fault(str(error))
             continue
-        except OSError as error:
-            raise UnavailableError(f"cannot read {file}: {reason(error)}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInputError(f"cannot read {file}: it is no record of an install") from error
-        if not paths or pathlocks.conflicts(shape["paths"], paths):
-            found.append(shape)
-    return found
+        if found is not None and (not paths or pathlocks.conflicts(found["paths"], paths)):
+            every.append(found)
+    return every
 
 
 def last(state_dir: str, program: str, uid: int, paths: Sequence[str]) -> Record:
@@ -188,18 +184,24 @@ def last(state_dir: str, program: str, uid: int, paths: Sequence[str]) -> Record
         state_dir: STATE_DIR.
         program: whose installs are looked at.
         uid: whose own, where no paths are given.
-        paths: of anybody, about one of these.
+        paths: of anybody, one that changed something at or below one of these.
 
     Raises:
-        RefusedError: there is none.
-        InfoclusterError: as `log`.
+        RefusedError: there is none, or the newest is not kept: to undo an older one would undo the wrong one.
+        UnavailableError, BadInputError: a record, or what is kept, cannot be read.
     """
-    for found in reversed(log(state_dir, paths)):
-        if found["program"] != program or found["what"] == "undo" or found["state"] == UNDONE:
-            continue
-        if (paths or found["uid"] == uid) and _place(state_dir, found["id"]) is not None:
-            return found
     whose = f"of {pathlocks.listed(paths)}" if paths else "of yours"
+    for name in reversed(_listed(_log_dir(state_dir))):
+        found = _read_record(f"{_log_dir(state_dir)}/{name}")
+        if found is None or found["program"] != program or found["what"] == "undo" or found["state"] == UNDONE:
+            continue
+        if not (pathlocks.conflicts(found["paths"], paths) if paths else found["uid"] == uid):
+            continue
+        place = _place(state_dir, found["id"])
+        if place is None:
+            raise RefusedError(f"cannot undo {found['id']}, the last install {whose}: it is not kept")
+        if not paths or _is_about(_read_changes(place), paths):
+            return found
     raise RefusedError(f"cannot undo: no install {whose} by {program} is kept")
 
 
@@ -306,6 +308,31 @@ def _listed(directory: str) -> list[str]:
         raise UnavailableError(f"cannot read {directory}: {reason(error)}") from error
 
 
+def _read_record(file: str) -> Record | None:
+    """Return a record, None where it went meanwhile."""
+    try:
+        shape = json.loads(files.read(file))
+        if shape["format"] != FORMAT or not isinstance(shape["paths"], list) or not shape.keys() >= _FIELDS:
+            raise ValueError
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UnavailableError(f"cannot read {file}: {reason(error)}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"cannot read {file}: it is no record of an install") from error
+    found: Record = shape
+    return found
+
+
+def _is_about(changes: Iterable[Change], paths: Sequence[str]) -> bool:
+    """Tell whether something was changed at or below one of some paths."""
+    return any(
+        change.old != change.new and (change.path == path or change.path.startswith(path + "/"))
+        for change in changes
+        for path in paths
+    )
+
+
 def _place(state_dir: str, number: str) -> str | None:
     for name in _listed(_undo_dir(state_dir)):
         if name.rpartition(".")[0] == number and os.path.exists(f"{_undo_dir(state_dir)}/{name}/changes.json"):
@@ -385,9 +412,9 @@ def _copy(fd: int, name: str, target: str) -> None:
         os.fsync(writing.fileno())
 
 
-def _write_changes(place: str, changes: Iterable[Change], durable: bool) -> None:
+def _write_changes(place: str, changes: Iterable[Change]) -> None:
     shape = [[change.verb, change.path, change.old, change.new] for change in changes]
-    files.replace(f"{place}/changes.json", json.dumps(shape).encode(), RECORD_MODE, durable)
+    files.replace(f"{place}/changes.json", json.dumps(shape).encode(), RECORD_MODE)
 
 
 def _read_changes(place: str) -> list[Change]:
