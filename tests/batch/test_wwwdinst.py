@@ -593,6 +593,34 @@ def test_undo_leaves_what_was_changed_since(site, dev):
     assert read(site.production) == {"world/a/x": "by hand", "world/a/y": "1", "world/a/sub/night": "data"}
 
 
+def test_undo_leaves_what_a_rule_protects_by_then_and_what_the_other_tree_holds(site, dev):
+    tree = {"world/a/both": "b", "world/a/new": "n", "world/a/x": "1", "world/a/sub/new": "n"}
+    build(dev, tree | {"world/a/y": "1"})
+    site.batch("wwwdinst", "world/a")
+    changed = {"world/a/x": "two", "world/a/y": "two", "world/b/both": "b", "world/b/mine": "m"}
+    build(dev, changed)
+    build(site.root / "var/wwwudev", {"world/a/sub/.wwwinstrc": "n*", "world/b/both": "b"})
+    site.batch("wwwdinst", "world/a", "world/b")
+    site.batch("wwwuinst", "world/b")
+    build(dev, {"world/a/.wwwinstrc": "x"})
+    shown, done = site.batch("wwwdinst", "-undo", "-show"), site.batch("wwwdinst", "-undo")
+    assert lines(done)[:-1] == [
+        f"skip world/a/x (protected by {dev}/world/a/.wwwinstrc:1: x)",
+        "update world/a/y",
+        "skip world/b/both (installed by wwwuinst)",
+        "remove world/b/mine",
+        "skip world/b/ (installed by wwwuinst)",
+    ]
+    assert (shown.stdout, done.returncode) == (done.stdout, 1)
+    # The one before is undone next; in a directory that goes, too, the other tree's rules have a say.
+    assert site.batch("wwwdinst", "-undo").returncode == 1
+    assert read(site.production) == {
+        "world/a/sub/new": "n",
+        "world/a/x": "two",
+        "world/b/both": "b",
+    }
+
+
 def test_undo_is_bounded_in_number_and_size_and_saves_by_links(site, dev):
     site.configure("[install]\nundo_count = 2\nundo_mb = 1\nlog_count = 4\n")
     for number in range(5):

@@ -242,8 +242,8 @@ def put_back(
         The record (see `undo`); its ``paths`` are those of the install.
 
     Raises:
+        BadInputError: what is kept, or a .wwwinstrc, is not in its form. Nothing was changed.
         UnavailableError: it is not kept any more; the locks were not free in time; the disk is full.
-        BadInputError: what is kept is not in its form.
         InfoclusterError: all is put back, and the record of that cannot be written.
     """
     started, began = time.time(), time.monotonic()
@@ -256,7 +256,9 @@ def put_back(
         if not request.show:
             for path in of["paths"]:
                 clear(conf["site"]["production_dir"], path)
-        for action in undo.put_back(of, conf, request.show):
+        origins = origin.Origins(state_dir, request.program, of["paths"])
+        keep = _Keep(forest(request.program, conf), origins)
+        for action in undo.put_back(of, conf, request.show, keep.spared, keep):
             # Nothing of it was to stay.
             counted.action(action, {action.path: action.reason})
             if action.verb == "install":
@@ -265,7 +267,7 @@ def put_back(
         record |= counted.numbers | {"state": undo.FAULTS if counted.faults else undo.DONE}
         record["duration_s"] = round(time.monotonic() - began, 3)
         if not request.show:
-            origin.Origins(state_dir, request.program, of["paths"]).add(restored)
+            origins.add(restored)
             if not counted.failed:
                 undo.forget(of, conf)
             try:
@@ -371,6 +373,11 @@ class _Keep:
         if path not in self.decided:
             self.decided[path] = None if files.is_temporary(name) else self._why(directory, name, path, mode)
         return self.decided[path]
+
+    def spared(self, path: str, is_directory: bool) -> str | None:
+        """Return why a rule of any tree has a path left alone, or something above it, or None."""
+        found = filter(None, (tree.protecting(path, is_directory) for tree in self.around))
+        return next((why for _, why in found), None)
 
     def _why(self, directory: str, name: str, path: str, mode: int) -> str | None:
         is_directory = stat.S_ISDIR(mode)

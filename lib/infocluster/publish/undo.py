@@ -23,7 +23,8 @@ Shape: ``STATE_DIR/install/log/ID.json``, one JSON object; ID is the UTC time of
 
 Both are bounded: [install] undo_count and undo_mb, log_count; the oldest goes first. What an install replaced is kept
 before anything is replaced, so that one that was killed can be undone as well. An undo puts back only what still is
-as that install left it.
+as that install left it, and leaves alone what an install would: what a rule protects by then, and, where it would
+remove it, what another development tree holds.
 
 Source: link(2), inode(7), rename(2).
 """
@@ -205,7 +206,9 @@ def last(state_dir: str, program: str, uid: int, paths: Sequence[str]) -> Record
     raise RefusedError(f"cannot undo: no install {whose} by {program} is kept")
 
 
-def put_back(of: Record, conf: Settings, show: bool) -> Iterator[trees.Action]:
+def put_back(
+    of: Record, conf: Settings, show: bool, spared: Callable[[str, bool], str | None], keep: trees.Leave
+) -> Iterator[trees.Action]:
     """Put back what an install replaced, and remove what it put in place, where that still is as it left it.
 
     The caller holds the path locks of the install.
@@ -214,6 +217,8 @@ def put_back(of: Record, conf: Settings, show: bool) -> Iterator[trees.Action]:
         of: its record.
         conf: the settings.
         show: whether to change nothing and only tell what would be done.
+        spared: called with a path and whether it is a directory; returns why it is left alone by now, or None.
+        keep: the same for what would be removed, see `trees.Leave`.
 
     Raises:
         UnavailableError: it is not kept any more, or cannot be put back.
@@ -226,13 +231,18 @@ def put_back(of: Record, conf: Settings, show: bool) -> Iterator[trees.Action]:
     todo: list[Change] = []
     for change, now in _with_now(_read_changes(place), production_dir):
         if _is_as(now, change.new, change):
-            todo.append(change)
+            is_directory = any(entry is not None and _is_directory(entry) for entry in (change.old, change.new))
+            why = spared(change.path, is_directory)
+            if why is None:
+                todo.append(change)
+            else:
+                yield trees.Action("keep", change.path, is_directory, 0, why)
         elif not _is_as(now, change.old, change):
             yield trees.Action("fail", change.path, False, 0, CHANGED)
     removable = {change.path for change in todo if change.old is None or _makes_way(change)}
 
-    def others(directory: str, name: str, _mode: int) -> str | None:
-        return None if trees.join(directory, name) in removable else CHANGED
+    def others(directory: str, name: str, mode: int) -> str | None:
+        return keep(directory, name, mode) if trees.join(directory, name) in removable else CHANGED
 
     listing = _listing(todo, f"{place}/tree")
     yield from trees.mirror(listing, production_dir, show=show, durable=True, keep=others)
