@@ -153,6 +153,21 @@ CASES = {
         """,
         OK,
     ),
+    "what changed its type above a named path": (
+        {"world/a/f/x": "x", "world/a/l/b/y": "y"},
+        {"world/a/f": "a file", "world/a/l": "-> http://host/"},
+        ["world/a/f/x", "world/a/l/b/y"],
+        {"world/a/f/x": "x", "world/a/l/b/y": "y"},
+        """
+        update world/a/f/
+        install world/a/f/x
+        update world/a/l/
+        install world/a/l/b/
+        install world/a/l/b/y
+        wwwdinst: world/a/f/x, world/a/l/b/y: install 3, update 2
+        """,
+        OK,
+    ),
     "what .wwwinstrc lists is neither installed, updated nor removed": (
         {
             "world/a/.wwwinstrc": "# by the night\nout.html\n*.svg\nkept/\n[!a]?",

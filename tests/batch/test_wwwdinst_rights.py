@@ -182,9 +182,10 @@ def test_by_group_permissions_where_there_is_no_sudo(host: Host) -> None:
     host.configure("")
     as_root = host.run("root", "wwwdinst", "world/a")
     assert as_root.returncode == 77 and f"call it as yourself, or as the file owner {OWNER}" in as_root.stderr
-    refused = host.run(JANE, "wwwdinst", "world/a")
-    assert refused.returncode == 77
-    assert f"cannot install world/a as {JANE}: {host.prefix}/var/www is not for {JANE} to write" in refused.stderr
+    for options in ([], ["-show"]):
+        refused = host.run(JANE, "wwwdinst", *options, "world/a")
+        assert (refused.returncode, refused.stdout) == (77, "")
+        assert f"cannot install world/a as {JANE}: {host.prefix}/var/www is not for {JANE} to write" in refused.stderr
     for directory in ("www", "state"):
         shutil.chown(host.prefix / "var" / directory, OWNER, JANE)
         (host.prefix / "var" / directory).chmod(0o2770)

@@ -108,8 +108,7 @@ def _installed(
             run.say(str(one))
 
     say = run.say if is_plain else _aside if arguments["json"] else _nothing
-    if not show:
-        _check_writable(of["paths"] if of else paths, conf["site"]["production_dir"])
+    _check_writable(of["paths"] if of else paths, conf["site"]["production_dir"])
     if of is not None:
         record = install.put_back(of, request, conf, tell, say, run.progress)
     else:
@@ -248,14 +247,18 @@ def _may_write(path: str, tree: Tree, caller: User) -> bool:
 def _check_writable(paths: Sequence[str], production_dir: str) -> None:
     """Refuse what this process could not do anyway, before anything is changed."""
     for path in paths:
-        there = path.rpartition("/")[0]
-        while there and development.status(production_dir, there) is None:
-            there = there.rpartition("/")[0]
-        try:
-            fd = trees.open_directory(production_dir, there)
-        except OSError as error:
-            place = printable(f"{production_dir}/{there}".rstrip("/"))
-            raise UnavailableError(f"cannot open {place}: {reason(error)}") from error
+        there, fd = path.rpartition("/")[0], -1
+        while fd < 0:
+            try:
+                fd = trees.open_directory(production_dir, there)
+            except (FileNotFoundError, NotADirectoryError, RefusedError):
+                # Missing, or what makes way for a directory: it is the one above that is written.
+                if not there:
+                    raise UnavailableError(f"cannot open {production_dir}: there is no such directory") from None
+                there = there.rpartition("/")[0]
+            except OSError as error:
+                place = printable(f"{production_dir}/{there}".rstrip("/"))
+                raise UnavailableError(f"cannot open {place}: {reason(error)}") from error
         try:
             may = os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True)
         finally:
