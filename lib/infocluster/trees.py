@@ -67,6 +67,12 @@ class Emptied(str):
     __slots__ = ()
 
 
+class Unread(str):
+    """A reason that something of a source is left alone: it could not be read."""
+
+    __slots__ = ()
+
+
 class Action(NamedTuple):
     """One thing that was done, or that would be done where nothing is to be changed.
 
@@ -106,7 +112,8 @@ class Listing:
     Attributes:
         source: the root of the tree.
         top: its root as a `Directory`.
-        left: ``(path, why)`` of everything that is neither copied nor removed, in the order of the walk.
+        left: ``(path, why)`` of everything that is neither copied nor removed, in the order of the walk; what could
+            not be read has a reason of its own kind (`Unread`).
         count: files and links listed.
         size_bytes: bytes in them.
         has_links: whether a file in it may have another name.
@@ -241,7 +248,12 @@ def scan(
 
 
 def mirror(
-    listing: Listing, destination: str, show: bool = False, durable: bool = False, keep: Leave | None = None
+    listing: Listing,
+    destination: str,
+    show: bool = False,
+    durable: bool = False,
+    keep: Leave | None = None,
+    removes: bool = True,
 ) -> Iterator[Action]:
     """Make a destination the same as a listing and yield each `Action` when it is done.
 
@@ -257,6 +269,7 @@ def mirror(
         keep: asked for everything that would be removed, a directory before what is in it; where it gives a
             reason, that stays, and so does a directory that holds it (`Emptied`: the directory alone). A directory
             that holds what is kept does not make way for a file.
+        removes: False where something has failed before, so that nothing is removed.
 
     Raises:
         UnavailableError: a root cannot be opened, or nothing more can be written (a full or failing disk).
@@ -273,6 +286,7 @@ def mirror(
         except OSError as error:
             raise UnavailableError(f"cannot open {destination}: {reason(error)}") from error
         work = _Mirror(source_fd, destination_fd, destination, show, durable, keep)
+        work.failed = not removes
         yield from work.finished(work.fill(destination_fd, listing.top, ""))
         yield from work.remove_gone()
         work.wait()
@@ -391,7 +405,7 @@ class _Scanner:
                 return
             self.listing.count += 1
         except OSError as error:
-            self.leave_alone(node, here, name, reason(error))
+            self.leave_alone(node, here, name, Unread(reason(error)))
 
     def left(self, node: Directory, here: str, name: str, mode: int) -> bool:
         if name in node.left:

@@ -141,6 +141,28 @@ def test_what_failed_for_the_developer_is_left_alone_by_the_file_owner(host: Hos
     assert done.returncode == 1 and os.listdir(host.production / "a") == ["x"]
 
 
+@pytest.mark.parametrize("name", ["secret", "secret/page"])
+def test_nothing_is_removed_where_something_new_cannot_be_read(host: Host, name: str) -> None:
+    host.write(JANE, "a/old", "moved on")
+    assert host.run(JANE, "wwwdinst", "world/a").returncode == 0
+    (host.dev / "a/old").unlink()
+    host.write(STRANGER, f"a/{name}", "moved on")
+    (host.dev / "a/secret").chmod(0o700)
+    shutil.chown(host.dev / "a", JANE, JANE)
+    host.write(JANE, "a/x", "two")
+    shown, done = host.run(JANE, "wwwdinst", "-show", "world/a"), host.run(JANE, "wwwdinst", "world/a")
+    assert done.stdout.splitlines()[:-1] == [
+        "skip world/a/secret (Permission denied)",
+        "update world/a/x",
+        "skip world/a/old (not everything new could be put in place)",
+    ]
+    assert (done.returncode, shown.stdout) == (1, done.stdout)
+    # It is still the tree's own: the run that can read all of it removes it.
+    shutil.rmtree(host.dev / "a" / name.partition("/")[0], ignore_errors=True)
+    (host.dev / "a/secret").unlink(missing_ok=True)
+    assert host.run(JANE, "wwwdinst", "world/a").stdout.splitlines()[0] == "remove world/a/old"
+
+
 @pytest.mark.parametrize(
     ("user", "path", "why"),
     [

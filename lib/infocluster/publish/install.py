@@ -9,6 +9,7 @@
 5. What will be replaced or removed is kept (`undo`), what will be held is noted (`origin`).
 6. What is new or changed is put in place, then what development no longer has is removed, unless a rule of any
    development tree protects it, or another development tree installed it. A directory stays that holds such a thing.
+   Where something could not be read or put in place, nothing is removed.
 7. The record is completed, the locks are let go of.
 
 Killed anywhere, every file is old or new, and the same run again does the rest.
@@ -215,7 +216,8 @@ def _work(
         if changes and not undo.keep(record, changes, conf) and conf["install"]["undo_count"]:
             say("this install cannot be undone: it replaces more than install.undo_mb")
         with progress("installing", len(plan), "changes") as advance:
-            for action in trees.mirror(_reduced(listing, plan, kept), production_dir, durable=True, keep=keep):
+            reduced, removes = _reduced(listing, plan, kept), _is_read(listing)
+            for action in trees.mirror(reduced, production_dir, durable=True, keep=keep, removes=removes):
                 counted.action(action, kept)
                 advance(1)
     if not counted.failed:
@@ -305,7 +307,18 @@ def _offered(request: Request, tree: Tree, conf: Settings) -> trees.Listing:
 def _planned(listing: trees.Listing, production_dir: str, keep: "_Keep") -> list[trees.Action]:
     """Return what there is to do; what cannot be read is taken out of the listing before anything is changed."""
     plan = list(trees.mirror(listing, production_dir, show=True, keep=keep))
-    unreadable: set[str] = set()
+    _drop_unreadable(listing, plan)
+    if _is_read(listing):
+        return plan
+    return list(trees.mirror(listing, production_dir, show=True, keep=keep, removes=False))
+
+
+def _is_read(listing: trees.Listing) -> bool:
+    """Tell whether all that development has could be read; else what is gone there may stand in what could not."""
+    return not any(isinstance(why, trees.Unread) for _, why in listing.left)
+
+
+def _drop_unreadable(listing: trees.Listing, plan: Iterable[trees.Action]) -> None:
     here, fd = None, -1
     try:
         for action in plan:
@@ -323,12 +336,11 @@ def _planned(listing: trees.Listing, production_dir: str, keep: "_Keep") -> list
                     here = directory
                 os.close(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd))
             except (OSError, RefusedError) as error:
-                unreadable.add(action.path)
-                development.drop(listing, action.path, reason(error) if isinstance(error, OSError) else str(error))
+                why = trees.Unread(reason(error) if isinstance(error, OSError) else str(error))
+                development.drop(listing, action.path, why)
     finally:
         if fd >= 0:
             os.close(fd)
-    return [action for action in plan if action.path not in unreadable]
 
 
 def _reduced(listing: trees.Listing, plan: Iterable[trees.Action], kept: Mapping[str, str]) -> trees.Listing:
@@ -467,6 +479,7 @@ class _Counted:
             is_fault = not action.is_directory or _is_quiet(action)
             self.tell(Told("skip", action.path, action.is_directory, action.reason, is_fault))
         elif action.reason == trees.NOT_ALL:
+            self.failed = True
             self.tell(Told("skip", action.path, action.is_directory, action.reason, True))
 
 
