@@ -23,7 +23,7 @@ OWNER, JANE, JOE, STRANGER = "backup", "games", "news", "list"
 # In a namespace of its own, so that the machine's own sudoers are as they were.
 AS_USER = """
 mount --make-rprivate / && mount --bind "$1" /etc/sudoers && mount -t tmpfs none /etc/sudoers.d &&
-user=$2 && shift 2 && exec setpriv --reuid "$user" --regid "$user" --init-groups -- "$@"
+user=$2 group=$3 && shift 3 && exec setpriv --reuid "$user" --regid "$group" --init-groups -- "$@"
 """
 
 
@@ -42,11 +42,11 @@ class Host:
     def production(self) -> Path:
         return self.prefix / "var/www/world"
 
-    def run(self, user: str, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, user: str, *command: str, group: str = "") -> subprocess.CompletedProcess[str]:
         program, *arguments = command
         program = str(self.prefix / "batch" / program) if program.startswith("www") else program
         return subprocess.run(
-            ["unshare", "-m", "sh", "-c", AS_USER, "sh", str(self.sudoers), user, program, *arguments],
+            ["unshare", "-m", "sh", "-c", AS_USER, "sh", str(self.sudoers), user, group or user, program, *arguments],
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -201,7 +201,7 @@ def test_makefile_of_a_developer_is_not_run_by_the_file_owner_or_root(host: Host
 
 
 def test_by_group_permissions_where_there_is_no_sudo(host: Host) -> None:
-    host.configure("")
+    host.configure("undo_count = 2\n")
     as_root = host.run("root", "wwwdinst", "world/a")
     assert as_root.returncode == 77 and f"call it as yourself, or as the file owner {OWNER}" in as_root.stderr
     for options in ([], ["-show"]):
@@ -219,3 +219,16 @@ def test_by_group_permissions_where_there_is_no_sudo(host: Host) -> None:
     for arguments in (["world/a"], ["-undo"]):
         done = host.run(JANE, "wwwdinst", *arguments)
         assert done.stdout.splitlines()[0] == "update world/a/x", done.stderr
+    # What one of them has kept, another of the group undoes, and drops where it is the oldest.
+    (host.dev / "a").chmod(0o775)
+    assert host.run(JANE, "wwwdinst", "world/a").returncode == 0
+    host.write(JANE, "a/x", "three")
+    assert host.run(JANE, "wwwdinst", "world/a/x").returncode == 0
+    done = host.run(JOE, "wwwdinst", "-undo", "world/a/x", group=JANE)
+    assert (done.stdout.splitlines()[0], done.returncode) == ("update world/a/x", 0), done.stderr
+    assert (host.production / "a/x").read_text() == "two"
+    for content in ("three", "fourth", "fifth"):
+        host.write(JANE, "a/x", content)
+        assert host.run(JOE, "wwwdinst", "world/a/x", group=JANE).returncode == 0
+    kept = host.prefix / "var/state/install/undo"
+    assert [place.owner() for place in kept.iterdir()] == [JOE, JOE]

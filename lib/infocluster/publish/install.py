@@ -270,12 +270,12 @@ def put_back(
         record["duration_s"] = round(time.monotonic() - began, 3)
         if not request.show:
             origins.add(restored)
-            if not counted.failed:
-                undo.forget(of, conf)
             try:
                 undo.write(record, state_dir, conf["install"]["log_count"])
             except OSError as error:
                 raise InfoclusterError(f"cannot write the record of this undo: {reason(error)}") from error
+            if not counted.failed:
+                undo.forget(of, conf)
     return record
 
 

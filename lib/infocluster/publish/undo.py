@@ -112,7 +112,7 @@ def keep(record: Record, changes: Sequence[Change], conf: Settings) -> bool:
         if can_undo:
             origin.make_directory(_undo_dir(state_dir))
             _make_room(_undo_dir(state_dir), install["undo_count"] - 1, install["undo_mb"] * MB - size)
-            os.makedirs(f"{place}/tree")
+            _make_shared(_undo_dir(state_dir), f"{record['id']}.{size}/tree")
             _save(changes, conf["site"]["production_dir"], f"{place}/tree")
             # Durable, and with it what was linked and made before.
             _write_changes(place, changes)
@@ -366,6 +366,15 @@ def _remove(place: str, ignore_errors: bool = True) -> None:
     shutil.rmtree(place, ignore_errors)
 
 
+def _make_shared(top: str, path: str) -> None:
+    """Make directories in which the group of the state directory may put and remove things."""
+    for name in path.split("/"):
+        top = f"{top}/{name}"
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(top, 0o700)
+            os.chmod(top, origin.DIRECTORY_MODE)
+
+
 def _bytes(name: str) -> int:
     number = name.rpartition(".")[2]
     return int(number) if number.isdecimal() else 0
@@ -382,7 +391,7 @@ def _save(changes: Sequence[Change], production_dir: str, tree: str) -> None:
     """Keep what is replaced, in directories like production's; what had other permissions only needs no more."""
     files_and_links = [change for change in changes if change.old is not None and not _is_directory(change.old)]
     for directory, fd, alike in _by_directory(files_and_links, production_dir):
-        os.makedirs(f"{tree}/{directory}", exist_ok=True)
+        _make_shared(tree, directory)
         for change in filter(_is_replaced, alike):
             name = change.path.rpartition("/")[2]
             try:
