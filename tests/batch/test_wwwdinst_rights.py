@@ -60,6 +60,12 @@ class Host:
             f'[install]\n{install}\n[[servers]]\nname = "web1"\ndestination = "{self.prefix}/var/web1"\n'
         )
 
+    def share(self, group: str) -> None:
+        """Let a group write production and the state, as where there is no sudo."""
+        for directory in ("www", "state"):
+            shutil.chown(self.prefix / "var" / directory, OWNER, group)
+            (self.prefix / "var" / directory).chmod(0o2770)
+
     def write(self, user: str, path: str, content: str) -> None:
         place = self.dev / path
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -208,9 +214,7 @@ def test_by_group_permissions_where_there_is_no_sudo(host: Host) -> None:
         refused = host.run(JANE, "wwwdinst", *options, "world/a")
         assert (refused.returncode, refused.stdout) == (77, "")
         assert f"cannot install world/a as {JANE}: {host.prefix}/var/www is not for {JANE} to write" in refused.stderr
-    for directory in ("www", "state"):
-        shutil.chown(host.prefix / "var" / directory, OWNER, JANE)
-        (host.prefix / "var" / directory).chmod(0o2770)
+    host.share(JANE)
     done = host.run(JANE, "wwwdinst", "-json", "world/a")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["user"] == JANE
@@ -232,3 +236,13 @@ def test_by_group_permissions_where_there_is_no_sudo(host: Host) -> None:
         assert host.run(JOE, "wwwdinst", "world/a/x", group=JANE).returncode == 0
     kept = host.prefix / "var/state/install/undo"
     assert [place.owner() for place in kept.iterdir()] == [JOE, JOE]
+
+
+def test_directory_that_may_not_be_listed_is_said(host: Host) -> None:
+    host.configure("")
+    host.share(JANE)
+    assert host.run(JANE, "wwwdinst", "world/a").returncode == 0
+    for directory, arguments in ((host.production / "a", ["-undo"]), (host.dev, ["world"])):
+        directory.chmod(0o311)
+        done = host.run(JANE, "wwwdinst", *arguments)
+        assert done.returncode == 75 and f"{directory}: Permission denied" in done.stderr, done.stderr

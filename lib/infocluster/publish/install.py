@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from infocluster import files, names, trees
 from infocluster.config import Settings
-from infocluster.errors import ConfigError, InfoclusterError, RefusedError, UsageError, reason
+from infocluster.errors import ConfigError, InfoclusterError, RefusedError, UnavailableError, UsageError, reason
 from infocluster.locks import pathlocks
 from infocluster.publish import development, origin, place, prepare, undo
 from infocluster.publish.development import Quiet, Tree
@@ -116,6 +116,7 @@ def check(paths: Iterable[str], tree: Tree, production_dir: str, delete: bool) -
         UsageError: a whole tree is to be removed.
         RefusedError: a path is nowhere, leads through a symbolic link or is left alone by a rule.
         InfoclusterError: a rule is not in its form, or cannot be read.
+        UnavailableError: a tree cannot be read.
     """
     for path in paths:
         shown = names.printable(path)
@@ -141,9 +142,12 @@ def _check_tree(path: str, tree: Tree, there: os.stat_result | None, delete: boo
         raise UsageError(f"cannot remove {shown}: it is a whole tree")
     if there is None or not stat.S_ISDIR(there.st_mode):
         raise RefusedError(f"cannot install {shown}: {tree.root} has no tree of that name")
-    with os.scandir(f"{tree.root}/{path}") as listed:
-        if not any(True for _ in listed):
-            raise RefusedError(f"cannot install {shown}: the tree is empty in {tree.root}")
+    try:
+        is_empty = not os.listdir(f"{tree.root}/{path}")
+    except OSError as error:
+        raise UnavailableError(f"cannot read {tree.root}/{shown}: {reason(error)}") from error
+    if is_empty:
+        raise RefusedError(f"cannot install {shown}: the tree is empty in {tree.root}")
 
 
 def install(
@@ -492,6 +496,9 @@ def clear(production_dir: str, path: str) -> None:
     Args:
         production_dir: the production tree.
         path: a tree path whose lock the caller holds.
+
+    Raises:
+        UnavailableError: it cannot be removed.
     """
     directory, _, name = path.rpartition("/")
     if len(name) > NAME_LIMIT:
@@ -510,5 +517,8 @@ def clear(production_dir: str, path: str) -> None:
                     shutil.rmtree(found, dir_fd=fd)
                 else:
                     os.unlink(found, dir_fd=fd)
+    except OSError as error:
+        place = names.printable(f"{production_dir}/{directory}")
+        raise UnavailableError(f"cannot clear what a killed run left in {place}: {reason(error)}") from error
     finally:
         os.close(fd)

@@ -413,6 +413,9 @@ def _by_directory(changes: Sequence[Change], production_dir: str) -> Iterator[tu
         except (FileNotFoundError, NotADirectoryError, RefusedError):
             yield directory, -1, alike
             continue
+        except OSError as error:
+            place = names.printable(f"{production_dir}/{directory}")
+            raise UnavailableError(f"cannot open {place}: {reason(error)}") from error
         try:
             yield directory, fd, alike
         finally:
