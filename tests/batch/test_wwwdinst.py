@@ -694,9 +694,10 @@ def test_full_disk_leaves_whole_files_and_no_temporary_name(site, dev):
 
 
 def test_push_follows_unless_something_failed(site, dev):
-    build(dev, {"world/a/x": "x"})
-    shown = site.batch("wwwdinst", "-push", "-show", "world/a")
-    assert lines(shown)[-1] == "would push: wwwpush world/a"
+    build(dev, {"world/a/x": "x", "world/a b;c": None})
+    shown = site.batch("wwwdinst", "-push", "-show", "world/a", "world/a b;c")
+    assert lines(shown)[-1] == "would push: wwwpush world/a 'world/a b;c'"
+    (dev / "world/a b;c").rmdir()
     assert not (site.delivered("web1") / "world").exists()
     done = site.batch("wwwdinst", "-push", "world/a")
     assert done.returncode == 0, done.stderr
@@ -727,8 +728,11 @@ def test_quiet_prints_faults_only_and_json_one_object(site, dev):
 def test_rules_say_which_line_protects(site, dev):
     udev = site.root / "var/wwwudev"
     build(dev, {"world/a/.wwwinstrc": "#\nx*\nd/"})
-    build(udev, {"world/a/.wwwinstrc": "?1"})
-    done = site.batch("wwwdinst", "-rules", "world/a/x1", "world/a/d/y", "world/a/d", "world/a/d/", "world/a/q,v")
+    build(udev, {"world/a/.wwwinstrc": "?1", "world/b": "-> http://host/"})
+    build(site.production, {"world/b": "-> a"})
+    done = site.batch(
+        "wwwdinst", "-rules", "world/a/x1", "world/a/d/y", "world/a/d", "world/a/d/", "world/a/q,v", "world/b/x"
+    )
     assert lines(done) == [
         f"world/a/x1: wwwdinst: world/a/x1 is protected by {dev}/world/a/.wwwinstrc:2: x*",
         f"world/a/x1: wwwuinst: world/a/x1 is protected by {udev}/world/a/.wwwinstrc:1: ?1",
@@ -737,6 +741,7 @@ def test_rules_say_which_line_protects(site, dev):
         f"world/a/d: wwwdinst: world/a/d is protected by {dev}/world/a/.wwwinstrc:3: d/",
         "world/a/q,v: wwwdinst: world/a/q,v is left alone in every directory",
         "world/a/q,v: wwwuinst: world/a/q,v is left alone in every directory",
+        "world/b/x: no line protects it",
     ]
 
 

@@ -10,13 +10,15 @@ groups, and whether the developer may write the paths in the development tree.
 The file owner knows the developer by SUDO_UID, which sudo sets and nobody else can hand him.
 """
 
+import contextlib
 import gc
 import grp
 import json
 import os
+import shlex
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from infocluster import config, names, trees
@@ -137,7 +139,7 @@ def _push(run: Run, paths: Sequence[str], show: bool) -> None:
     options = [f"-{name}" for name in ("json", "quiet") if run.arguments[name]]
     if not all("/" in path for path in paths):
         options.append("-all")
-    command = " ".join(["wwwpush", *options, *map(printable, paths)])
+    command = " ".join(["wwwpush", *options, *(shlex.quote(printable(path)) for path in paths)])
     say = run.fault if run.arguments["quiet"] else _aside if run.arguments["json"] else run.say
     if show:
         say(f"would push: {command}")
@@ -277,9 +279,8 @@ def _rules(run: Run, given: Sequence[str]) -> str:
         path = names.tree_path(text)
         lines = []
         for tree in install.forest(run.program, run.settings):
-            there = tree.status(path) or development.status(run.settings["site"]["production_dir"], path)
-            is_directory = text.endswith("/") or (there is not None and stat.S_ISDIR(there.st_mode))
-            found = tree.protecting(path, is_directory)
+            roots = (tree.root, run.settings["site"]["production_dir"])
+            found = tree.protecting(path, text.endswith("/") or _is_directory(roots, path))
             if found is not None:
                 part, why = found
                 lines.append(f"{tree.program}: {printable(part)} is {why}")
@@ -290,6 +291,16 @@ def _rules(run: Run, given: Sequence[str]) -> str:
     if run.arguments["json"]:
         run.say(json.dumps(answers))
     return ""
+
+
+def _is_directory(roots: Iterable[str], path: str) -> bool:
+    """Tell what a path is in the first tree that has it; in one where it leads through a link, it is nothing."""
+    for root in roots:
+        with contextlib.suppress(RefusedError):
+            there = development.status(root, path)
+            if there is not None:
+                return stat.S_ISDIR(there.st_mode)
+    return False
 
 
 def _log(run: Run, paths: Sequence[str]) -> str:
