@@ -268,7 +268,7 @@ def mirror(
         durable: whether each file is on the disk before it gets its name, and names before the end.
         keep: asked for everything that would be removed, a directory before what is in it; where it gives a
             reason, that stays, and so does a directory that holds it (`Emptied`: the directory alone). A directory
-            that holds what is kept does not make way for a file.
+            that holds what is kept does not make way for a file, nor does what is kept for a directory.
         removes: False where something has failed before, so that nothing is removed.
 
     Raises:
@@ -612,6 +612,8 @@ class _Mirror:
         try:
             mode = wanted.mode & 0o777 | 0o700
             if not is_there:
+                if old is not None and (why := self.why_kept(name, path, old[0])) is not None:
+                    raise RefusedError(f"what is in its place is kept: {why}")
                 if not self.show:
                     if old is not None:
                         os.unlink(name, dir_fd=there)
@@ -624,7 +626,7 @@ class _Mirror:
                         os.fchmod(below, old[0] & 0o7000 | mode)
                     yield Action("update", path, True)
             yield from self.fill(below, wanted, path)
-        except OSError as error:
+        except (OSError, RefusedError) as error:
             yield self.fault(path, error)
         finally:
             if below >= 0:

@@ -527,6 +527,24 @@ def test_directory_stays_that_holds_what_the_other_trees_rules_protect(site, dev
     assert "world/gone" in read(site.production)
 
 
+def test_file_stays_that_the_other_tree_holds_or_protects_where_a_directory_is_to_be(site, dev):
+    udev = site.root / "var/wwwudev"
+    build(udev, {"world/f": "u", "world/.wwwinstrc": "data"})
+    build(site.production, {"world/data": "night", "world/gone": "g"})
+    site.batch("wwwuinst", "world/f")
+    before = read(site.production)
+    build(dev, {"world/f/x": "x", "world/data/x": "x", "world/new": "n"})
+    shown, done = site.batch("wwwdinst", "-show", "world"), site.batch("wwwdinst", "world")
+    assert lines(done)[:-1] == [
+        "install world/new",
+        f"skip world/data (what is in its place is kept: protected by {udev}/world/.wwwinstrc:1: data)",
+        "skip world/f (what is in its place is kept: installed by wwwuinst)",
+        "skip world/gone (not everything new could be put in place)",
+    ]
+    assert (done.returncode, shown.stdout) == (1, done.stdout)
+    assert read(site.production) == before | {"world/new": "n"}
+
+
 def test_undo_puts_back_what_the_last_install_replaced_and_log_tells(site, dev):
     build(
         dev, {"world/a/x": "1", "world/a/t": "file", "world/a/l": "-> http://host/", "world/a/gone/y": ("y", 0o775)}

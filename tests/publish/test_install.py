@@ -138,6 +138,9 @@ class Model:
             if self.protects(self.program, path, name, isinstance(what, dict)):
                 if old is not None:
                     result[name] = old
+            elif isinstance(what, dict) and isinstance(old, tuple) and self.kept(path, name, False):
+                self.failed.add((path, name))
+                result[name] = old
             elif isinstance(what, dict):
                 result[name] = self.fill(what, old if isinstance(old, dict) else {}, (*path, name), removes)
             elif isinstance(old, dict) and self.holds_kept(path, name, old):

@@ -239,7 +239,7 @@ def put_back(
                 yield trees.Action("keep", change.path, is_directory, 0, why)
         elif not _is_as(now, change.old, change):
             yield trees.Action("fail", change.path, False, 0, CHANGED)
-    removable = {change.path for change in todo if change.old is None or _makes_way(change)}
+    removable = {change.path for change in todo}
 
     def others(directory: str, name: str, mode: int) -> str | None:
         return keep(directory, name, mode) if trees.join(directory, name) in removable else CHANGED
