@@ -668,9 +668,13 @@ def test_undo_is_bounded_in_number_and_size_and_saves_by_links(site, dev):
     site.batch("wwwdinst", "world/a")
     assert len(list((site.state / "install/undo").iterdir())) == 2
     build(dev, {"world/a/x": "z"})
-    done = site.batch("wwwdinst", "world/a")
-    assert lines(done)[0] == "this install cannot be undone: it replaces more than install.undo_mb"
-    assert lines(done)[1] == "update world/a/x"
+    shown, done = site.batch("wwwdinst", "-show", "world/a"), site.batch("wwwdinst", "world/a")
+    assert lines(done)[0].startswith("this install cannot be undone: ")
+    assert lines(done)[1] == "update world/a/x" and shown.stdout == done.stdout
+    # The list of what is new counts as well.
+    build(dev, {"world/a/new": "n"})
+    site.configure("[install]\nundo_mb = 0\n")
+    assert lines(site.batch("wwwdinst", "world/a"))[0].startswith("this install cannot be undone: ")
 
 
 @pytest.mark.root

@@ -140,11 +140,16 @@ def test_developer_installs_as_the_file_owner_and_makes_as_himself(host: Host) -
 def test_what_failed_for_the_developer_is_left_alone_by_the_file_owner(host: Host) -> None:
     host.write(JANE, "a/sub/.wwwinstmk", "all: ; false\n")
     host.write(JANE, "a/sub/z", "stale")
+    # More to tell than an argument takes.
+    deep = "/".join(["z" * 250] * 10)
+    for number in range(60):
+        host.write(JANE, f"a/{deep}/{number}/.wwwinstmk", "all: ; false\n")
     done = host.run(JANE, "wwwdinst", "-push", "world/a")
     lines = done.stdout.splitlines()
     assert lines[0] == "skip world/a/sub (make failed: make: *** [.wwwinstmk:1: all] Error 1)"
     assert lines[-1] == "not pushed, because not everything was installed; to push what was, type: wwwpush world/a"
-    assert done.returncode == 1 and os.listdir(host.production / "a") == ["x"]
+    assert sum(line.startswith("skip ") for line in lines) == 61
+    assert done.returncode == 1 and sorted(os.listdir(host.production / "a")) == ["x", "z" * 250]
 
 
 @pytest.mark.parametrize("name", ["secret", "secret/page"])

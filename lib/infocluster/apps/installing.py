@@ -3,7 +3,7 @@
 
 Who does what: a developer calls the program. As himself he has permissions repaired and makefiles run
 (`publish.prepare`); then, where [install] sudo names a program, the same program goes on as the file owner by that,
-with ``-made`` and, as ``-leave``, what failed so far; else it goes on as the developer, who then needs to be in the
+with ``-made`` and, by ``-leave``, what failed so far; else it goes on as the developer, who then needs to be in the
 group that may write the production tree. What a developer may install is checked by whoever does it: [install]
 groups, and whether the developer may write the paths in the development tree.
 
@@ -21,13 +21,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
-from infocluster import config, names, trees
+from infocluster import config, files, names, trees
 from infocluster.apps import accounts
 from infocluster.apps.accounts import User
 from infocluster.cron.command import Run
 from infocluster.errors import RefusedError, UnavailableError, UsageError, reason
 from infocluster.locks import pathlocks, tickets
-from infocluster.names import printable, shown
+from infocluster.names import printable
 from infocluster.publish import development, install, prepare, undo
 from infocluster.publish.development import Tree
 
@@ -53,7 +53,7 @@ def work(run: Run) -> str:
         return _rules(run, given)
     owner = accounts.file_owner(conf["site"])
     is_handed_on = bool(conf["install"]["sudo"]) and os.geteuid() != owner.uid
-    left: dict[str, str] = _left(arguments["leave"])
+    left = _left() if arguments["leave"] else {}
     changes = not (arguments["log"] or arguments["undo"])
     of: undo.Record | None = None
     caller = _caller(owner)
@@ -158,7 +158,12 @@ def _hand_on(run: Run, owner: User, paths: Sequence[str], left: Mapping[str, str
     """Go on as the file owner."""
     options = [f"-{name}" for name in FLAGS if run.arguments[name]]
     if left:
-        options.append(f"-leave={json.dumps(dict(left))}")
+        # Not an argument: that may have 128 KiB.
+        options.append("-leave")
+        fd = os.memfd_create("left")
+        files.write_all(fd, json.dumps(dict(left)).encode())
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.dup2(fd, 0)
     program = f"{config.ROOT}/batch/{run.program}"
     _become([run.settings["install"]["sudo"], "-u", owner.name, "--", program, "-made", *options, "--", *paths])
 
@@ -170,14 +175,11 @@ def _become(command: list[str]) -> NoReturn:
         raise UnavailableError(f"cannot run {command[0]}: {reason(error)}") from error
 
 
-def _left(text: object) -> dict[str, str]:
-    if not text:
-        return {}
+def _left() -> dict[str, str]:
     try:
-        shape = json.loads(str(text))
-        return {str(path): str(why) for path, why in shape.items()}
+        return {str(path): str(why) for path, why in json.load(sys.stdin).items()}
     except (ValueError, AttributeError):
-        raise UsageError(f"cannot leave {shown(str(text))}: expected a JSON object of paths and reasons") from None
+        raise UsageError("cannot leave what stands on the standard input: expected a JSON object") from None
 
 
 def _caller(owner: User) -> User:

@@ -3,7 +3,8 @@
 
 1. `check`: every path is valid, is there, and is not left alone by a rule, or the run is refused.
 2. The path locks are taken, in common with pushes and batch jobs; what a publish left unfinished is completed.
-3. The developer's part is done, where it has not been (`prepare`), and the tree is looked at (`development`).
+3. The developer's part is done (`prepare`), where it has not been: with sudo it comes before the locks. The tree is
+   looked at (`development`).
 4. What differs is found, in size, time, permissions or the text of a link; nothing is changed yet. A bad line in any
    .wwwinstrc that has a say, also in the other development trees, ends the run here.
 5. What will be replaced or removed is kept (`undo`), what will be held is noted (`origin`).
@@ -185,10 +186,13 @@ def install(
         for path, why in listing.left:
             counted.tell(Told("skip", path, False, why, why != trees.SPECIAL))
         kept = _kept(plan, request)
+        changes = undo.changes_of(plan, listing, production_dir)
+        if changes and conf["install"]["undo_count"] and not undo.can_keep(changes, conf):
+            say("this install cannot be undone: to keep what it replaces takes more than install.undo_mb")
         if request.show:
             counted.actions(plan, kept)
         else:
-            _work(request, record, plan, listing, origins, keep, kept, counted, conf, say, progress)
+            _work(request, record, plan, changes, listing, origins, keep, kept, counted, conf, progress)
     record |= counted.numbers | {"state": undo.FAULTS if counted.faults else undo.DONE}
     return record | {"duration_s": round(time.monotonic() - began, 3)}
 
@@ -197,13 +201,13 @@ def _work(
     request: Request,
     record: undo.Record,
     plan: list[trees.Action],
+    changes: list[undo.Change],
     listing: trees.Listing,
     origins: origin.Origins,
     keep: "_Keep",
     kept: dict[str, str],
     counted: "_Counted",
     conf: Settings,
-    say: Callable[[str], None],
     progress: Progress,
 ) -> None:
     """Do what was planned, under the locks."""
@@ -213,12 +217,11 @@ def _work(
         clear(production_dir, path)
     offer = origins.offered(listing, {action.path for action in plan if action.verb == "fail"})
     origins.note(offer)
-    changes = undo.changes_of(plan, listing, production_dir)
     if not changes and all(action.verb in ("keep", "fail") for action in plan):
         counted.actions(plan, kept)
     else:
-        if changes and not undo.keep(record, changes, conf) and conf["install"]["undo_count"]:
-            say("this install cannot be undone: it replaces more than install.undo_mb")
+        if changes:
+            undo.keep(record, changes, conf)
         with progress("installing", len(plan), "changes") as advance:
             reduced, removes = _reduced(listing, plan, kept), _is_read(listing)
             for action in trees.mirror(reduced, production_dir, durable=True, keep=keep, removes=removes):

@@ -12,9 +12,9 @@ Shape: ``STATE_DIR/install/log/ID.json``, one JSON object; ID is the UTC time of
     ``state`` is ``begun`` until the end, then ``done``, or ``faults`` where something was skipped that should not
     have been, and ``undone`` when it was. A run that had nothing to do leaves none.
 
-    ``STATE_DIR/install/undo/ID.BYTES/`` is there as long as it can be undone. BYTES counts what ``tree/`` holds: each
-    file that was replaced or removed, under its tree path, as a hard link where production is on the same file
-    system, else as a copy. ``changes.json`` beside it says what there was and what came::
+    ``STATE_DIR/install/undo/ID.BYTES/`` is there as long as it can be undone. BYTES counts what it holds: ``tree/``
+    has each file that was replaced or removed, under its tree path, as a hard link where production is on the same
+    file system, else as a copy. ``changes.json`` beside it says what there was and what came::
 
         [["update", "world/sample/index.html", [33204, 812, 1763838251250000000, ""], [33204, 907, 1763..., ""]],
          ["install", "world/sample/new", null, [40960, 0, 0, "http://host/x"]]]
@@ -93,8 +93,14 @@ def record(program: str, user: str, uid: int, started: float, what: str, paths: 
     }
 
 
-def keep(record: Record, changes: Sequence[Change], conf: Settings) -> bool:
-    """Keep what an install is about to replace, and its record; tell whether it can be undone.
+def can_keep(changes: Sequence[Change], conf: Settings) -> bool:
+    """Tell whether [install] undo_count and undo_mb let what an install is about to replace be kept."""
+    install = conf["install"]
+    return bool(install["undo_count"] > 0 and _size(changes) <= install["undo_mb"] * MB)
+
+
+def keep(record: Record, changes: Sequence[Change], conf: Settings) -> None:
+    """Keep what an install is about to replace, as far as it can be kept, and its record.
 
     Args:
         record: what `record` returned.
@@ -105,8 +111,7 @@ def keep(record: Record, changes: Sequence[Change], conf: Settings) -> bool:
         UnavailableError: it cannot be kept; nothing was changed.
     """
     install, state_dir = conf["install"], conf["site"]["state_dir"]
-    size = sum(change.old[1] for change in changes if change.old is not None and _is_replaced(change))
-    can_undo = bool(install["undo_count"] > 0 and size <= install["undo_mb"] * MB)
+    size, can_undo = _size(changes), can_keep(changes, conf)
     place = f"{_undo_dir(state_dir)}/{record['id']}.{size}"
     try:
         if can_undo:
@@ -122,7 +127,6 @@ def keep(record: Record, changes: Sequence[Change], conf: Settings) -> bool:
         if can_undo:
             _remove(place)
         raise UnavailableError(f"cannot keep what is replaced in {place}: {reason(error)}") from error
-    return can_undo
 
 
 def settle(record: Record, changes: Sequence[Change], conf: Settings) -> None:
@@ -434,9 +438,18 @@ def _copy(fd: int, name: str, target: str) -> None:
         os.fsync(writing.fileno())
 
 
+def _size(changes: Iterable[Change]) -> int:
+    """Return how many bytes it takes to keep what is replaced, hard links counted as copies."""
+    replaced = sum(change.old[1] for change in changes if change.old is not None and _is_replaced(change))
+    return replaced + len(_text(changes))
+
+
+def _text(changes: Iterable[Change]) -> bytes:
+    return json.dumps([[change.verb, change.path, change.old, change.new] for change in changes]).encode()
+
+
 def _write_changes(place: str, changes: Iterable[Change]) -> None:
-    shape = [[change.verb, change.path, change.old, change.new] for change in changes]
-    files.replace(f"{place}/changes.json", json.dumps(shape).encode(), RECORD_MODE)
+    files.replace(f"{place}/changes.json", _text(changes), RECORD_MODE)
 
 
 def _read_changes(place: str) -> list[Change]:
