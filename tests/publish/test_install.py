@@ -46,7 +46,7 @@ SOURCES = st.dictionaries(NAMES, SOURCE, min_size=1, max_size=5)
 
 def build(directory, tree):
     os.makedirs(directory, exist_ok=True)
-    os.chmod(directory, 0o775)
+    os.chmod(directory, (0o775, 0o755, 0o700)[len(tree) % 3])
     for name, what in tree.items():
         path = f"{directory}/{name}"
         if isinstance(what, dict):
@@ -62,6 +62,7 @@ def build(directory, tree):
                 file.write(content)
             os.chmod(path, mode)
             os.utime(path, ns=(0, second * 10**9 + 5))
+    os.utime(directory, ns=(0, (1 + len(tree) % 2) * 10**9 + 5))
 
 
 def read(directory):
@@ -287,7 +288,8 @@ def test_without_rules_the_result_is_that_of_rsync(conf, source, production):
             os.path.relpath(f"{here}/{name}", top): (
                 os.readlink(path) if os.path.islink(path := f"{here}/{name}") else "",
                 os.lstat(path).st_mode,
-                0 if os.path.isdir(path) or os.path.islink(path) else os.lstat(path).st_mtime_ns,
+                # A link is its text.
+                0 if os.path.islink(path) else os.lstat(path).st_mtime_ns,
                 files.read(path) if os.path.isfile(path) and not os.path.islink(path) else b"",
             )
             for here, below, plain in os.walk(top)

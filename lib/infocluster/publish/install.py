@@ -11,7 +11,8 @@
 6. What is new or changed is put in place, then what development no longer has is removed, unless a rule of any
    development tree protects it, or another development tree installed it. A directory stays that holds such a thing.
    Where something could not be read or put in place, nothing is removed.
-7. The record is completed, the locks are let go of.
+7. Directories get the times that they have in development, as files did; nobody is told of that. The record is
+   completed, the locks are let go of.
 
 Killed anywhere, every file is old or new, and the same run again does the rest.
 
@@ -182,7 +183,8 @@ def install(
         listing = _offered(request, around[0], conf)
         origins = origin.Origins(conf["site"]["state_dir"], request.program, request.paths)
         keep = _Keep(around, origins)
-        plan = _planned(listing, production_dir, keep)
+        aged: set[str] = set()
+        plan = _planned(listing, production_dir, keep, aged)
         for path, why in listing.left:
             counted.tell(Told("skip", path, False, why, why != trees.SPECIAL))
         kept = _kept(plan, request)
@@ -193,6 +195,7 @@ def install(
             counted.actions(plan, kept)
         else:
             _work(request, record, plan, changes, listing, origins, keep, kept, counted, conf, progress)
+            _date(listing, production_dir, aged | _touched(plan))
     record |= counted.numbers | {"state": undo.FAULTS if counted.faults else undo.DONE}
     return record | {"duration_s": round(time.monotonic() - began, 3)}
 
@@ -311,9 +314,16 @@ def _offered(request: Request, tree: Tree, conf: Settings) -> trees.Listing:
     return listing
 
 
-def _planned(listing: trees.Listing, production_dir: str, keep: "_Keep") -> list[trees.Action]:
-    """Return what there is to do; what cannot be read is taken out of the listing before anything is changed."""
-    plan = list(trees.mirror(listing, production_dir, show=True, keep=keep))
+def _planned(listing: trees.Listing, production_dir: str, keep: "_Keep", aged: set[str]) -> list[trees.Action]:
+    """Return what there is to do; what cannot be read is taken out of the listing before anything is changed.
+
+    Args:
+        listing: what development has.
+        production_dir: the production tree.
+        keep: see `trees.mirror`.
+        aged: gets the directories that have another time than in development.
+    """
+    plan = list(trees.mirror(listing, production_dir, show=True, keep=keep, aged=aged.add))
     _drop_unreadable(listing, plan)
     if _is_read(listing):
         return plan
@@ -348,6 +358,27 @@ def _drop_unreadable(listing: trees.Listing, plan: Iterable[trees.Action]) -> No
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+def _touched(plan: Iterable[trees.Action]) -> set[str]:
+    """Return the directories that get another time by what is done."""
+    done = [action for action in plan if action.verb in ("install", "update", "remove")]
+    made = {action.path for action in done if action.is_directory and action.verb != "remove"}
+    return made | {action.path.rpartition("/")[0] for action in done}
+
+
+def _date(listing: trees.Listing, production_dir: str, directories: Iterable[str]) -> None:
+    """Give directories that are listed whole their times; it is tried: one may be another user's."""
+    for path in directories:
+        found = development.node(listing, path)
+        if found is None or not found.whole:
+            continue
+        with contextlib.suppress(OSError, RefusedError):
+            fd = trees.open_directory(production_dir, path)
+            try:
+                os.utime(fd, ns=(os.fstat(fd).st_atime_ns, found.mtime_ns))
+            finally:
+                os.close(fd)
 
 
 def _reduced(listing: trees.Listing, plan: Iterable[trees.Action], kept: Mapping[str, str]) -> trees.Listing:
