@@ -299,9 +299,26 @@ def test_without_rules_the_result_is_that_of_rsync(conf, source, production):
     assert exactly(f"{where}/world") == exactly(f"{twin}/world")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(production=trees(st.one_of(FILE, LINK)), source=trees(st.one_of(FILE, LINK)))
-def test_undo_makes_production_what_it_was(conf, production, source):
+def stopped_after(count):
+    """Return what stops a run, as a signal would, when it tells of one change more than so many."""
+    left = iter(range(count))
+
+    def tell(one):
+        if one.verb != "skip" and next(left, None) is None:
+            raise KeyboardInterrupt
+
+    return tell
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    production=trees(st.one_of(FILE, LINK)),
+    source=trees(st.one_of(FILE, LINK)),
+    install_stops=st.one_of(st.none(), st.integers(0, 6)),
+    undo_stops=st.one_of(st.none(), st.integers(0, 4)),
+)
+def test_undo_makes_production_what_it_was(conf, production, source, install_stops, undo_stops):
+    """Also after an install that was stopped, and by an undo that was stopped and asked for again."""
     emptied(conf)
     where = conf["site"]["production_dir"]
     build(f"{where}/world", production)
@@ -312,14 +329,22 @@ def test_undo_makes_production_what_it_was(conf, production, source):
         return read(where), modes
 
     before = exactly()
-    record, told = run(conf, ["world"])
-    if not [one for one in told if one.verb != "skip"]:
+    is_stopped = False
+    try:
+        _, told = run(conf, ["world"], tell=None if install_stops is None else stopped_after(install_stops))
+    except KeyboardInterrupt:
+        is_stopped = True
+    if not is_stopped and not [one for one in told if one.verb != "skip"]:
         return
     of = undo.last(conf["site"]["state_dir"], "wwwdinst", os.geteuid(), [])
-    assert of["id"] == record["id"]
     request = install.Request("wwwdinst", [], "jane", os.geteuid(), prepare.Part(False, False, 0, True))
     undone = []
-    install.put_back(of, request, conf, undone.append, lambda line: None, progress.bar)
+    tell = undone.append if undo_stops is None else stopped_after(undo_stops)
+    try:
+        install.put_back(of, request, conf, tell, lambda line: None, progress.bar)
+    except KeyboardInterrupt:
+        assert undo.last(conf["site"]["state_dir"], "wwwdinst", os.geteuid(), []) == of
+        install.put_back(of, request, conf, undone.append, lambda line: None, progress.bar)
     assert exactly() == before
     assert not [one for one in undone if one.verb == "skip"]
     with pytest.raises(RefusedError):

@@ -233,7 +233,8 @@ def put_back(
         raise UnavailableError(f"cannot undo {of['id']}: it is not kept any more")
     production_dir = conf["site"]["production_dir"]
     todo: list[Change] = []
-    for change, now in _with_now(_read_changes(place), production_dir):
+    changes = _read_changes(place)
+    for change, now in _with_now(changes, production_dir):
         if _is_as(now, change.new, change):
             is_directory = any(entry is not None and _is_directory(entry) for entry in (change.old, change.new))
             why = spared(change.path, is_directory)
@@ -246,9 +247,11 @@ def put_back(
     removable = {change.path for change in todo}
 
     def others(directory: str, name: str, mode: int) -> str | None:
+        if any(map(files.is_temporary, directory.split("/"))):
+            return None
         return keep(directory, name, mode) if trees.join(directory, name) in removable else CHANGED
 
-    listing = _listing(todo, f"{place}/tree")
+    listing = _listing(todo, [*_unfinished(changes, of["paths"], production_dir)], f"{place}/tree")
     yield from trees.mirror(listing, production_dir, show=show, durable=True, keep=others)
     for change in todo:
         if change.old is not None and _is_mode(change):
@@ -521,11 +524,25 @@ def _makes_way(change: Change) -> bool:
     return old is not None and new is not None and not _is_directory(old) and _is_directory(new)
 
 
-def _listing(todo: Sequence[Change], source: str) -> trees.Listing:
-    """Return what an undo puts back as a listing; its files are in the source."""
+def _unfinished(changes: Sequence[Change], paths: Sequence[str], production_dir: str) -> Iterator[str]:
+    """Yield what a run that was killed left under temporary names below the paths whose locks are held."""
+    for directory, fd, _ in _by_directory(changes, production_dir):
+        if fd >= 0 and any(directory == path or directory.startswith(path + "/") for path in paths):
+            yield from (trees.join(directory, name) for name in os.listdir(fd) if files.is_temporary(name))
+
+
+def _listing(todo: Sequence[Change], gone: Iterable[str], source: str) -> trees.Listing:
+    """Return what an undo puts back as a listing; its files are in the source.
+
+    Args:
+        todo: what is put back.
+        gone: what goes besides.
+        source: what is kept.
+    """
     listing = trees.Listing(source)
     tops = {change.path for change in todo if _makes_way(change)}
     tops |= {change.path for change in todo if change.old is None}
+    todo = [*todo, *(Change("remove", path, None, None) for path in gone)]
     for change in sorted(todo, key=lambda change: change.path.split("/")):
         *above, name = change.path.split("/")
         # What is in a directory that goes, goes with it.
