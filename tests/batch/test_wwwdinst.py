@@ -508,6 +508,13 @@ def test_what_nobody_noted_belongs_to_the_tree_that_has_it(site, dev):
     build(site.production, {"world/a/d": "d", "world/a/u": "u", "world/a/n": "nobody's"})
     assert lines(site.batch("wwwdinst", "world"))[:-1] == ["remove world/a/n"]
     assert lines(site.batch("wwwuinst", "world")) == ["wwwuinst: world: nothing to do"]
+    # What could not be put in its place is noted by no run.
+    build(dev, {"world/t": "file"})
+    for root in (site.root / "var/wwwudev", site.production):
+        build(root, {"world/t/x": "x"})
+    for _ in range(2):
+        done = site.batch("wwwdinst", "world/t")
+        assert lines(done)[0] == "skip world/t (the directory in its place holds world/t, which is kept)"
 
 
 def test_directory_stays_that_holds_what_the_other_trees_rules_protect(site, dev):

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from conftest import Site
@@ -19,7 +19,7 @@ from infocluster import config, files
 from infocluster.cron import progress
 from infocluster.errors import RefusedError
 from infocluster.publish import install, origin, prepare, undo
-from infocluster.trees import STAGED
+from infocluster.trees import STAGED, outermost
 
 # A tree is {name: what}: a dictionary is a directory, ("file", content, mode, second) a file, ("link", text) a link.
 NAMES = st.sampled_from(["a", "b", "c", "ab", "é x", "[1]*", "-r", ".hidden", "n\nl", "\udcff"])
@@ -107,6 +107,20 @@ def run(conf, paths, program="wwwdinst", tell=None, **options):
     return install.install(request, conf, both, lambda line: None, progress.bar), told
 
 
+def at(tree, path):
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def every_path(tree, above=()):
+    for name, what in tree.items():
+        if name != ".wwwinstrc":
+            yield (*above, name)
+        if isinstance(what, dict):
+            yield from every_path(what, (*above, name))
+
+
 class Model:
     """What production should be, worked out from the documentation alone, on dictionaries."""
 
@@ -155,6 +169,50 @@ class Model:
                 if rest is not None:
                     result[name] = rest
         return result
+
+    def install_part(self, program, production, paths, delete):
+        """Return what an install of some paths leaves, None where it is refused."""
+        self.program, self.failed = program, set()
+        if any(self.refuses(path, production, delete) for path in paths):
+            return None
+        for removes in (True, False):
+            result = production
+            for path in paths:
+                result = self.part(self.sources[program], result, (), path, removes, delete)
+            if not self.failed:
+                break
+        return result
+
+    def refuses(self, path, production, delete):
+        def through_link(tree):
+            above = [at(tree, path[:depth]) for depth in range(1, len(path))]
+            return any(isinstance(what, tuple) and what[0] == "link" for what in above)
+
+        what = self.at(self.program, path)
+        for depth in range(len(path)):
+            is_directory = depth + 1 < len(path) or isinstance(what, dict)
+            if self.protects(self.program, path[:depth], path[depth], is_directory):
+                return True
+        if through_link(self.sources[self.program]):
+            return True
+        return (what is None or delete) and (through_link(production) or at(production, path) is None)
+
+    def part(self, source, there, here, path, removes, delete):
+        name, *below = path
+        old, what = there.get(name), source.get(name)
+        result = {other: whatever for other, whatever in there.items() if other != name}
+        if not below and delete:
+            left = self.rest(here, name, old)
+            return result if left is None else result | {name: left}
+        if not below:
+            offered = {} if what is None else {name: what}
+            return result | self.fill(offered, {} if old is None else {name: old}, here, removes)
+        if isinstance(old, tuple) and self.kept(here, name, False):
+            self.failed.add((here, name))
+            return there
+        inner = old if isinstance(old, dict) else {}
+        what = what if isinstance(what, dict) else {}
+        return result | {name: self.part(what, inner, (*here, name), below, removes, delete)}
 
     def copied(self, what, old):
         if what[0] == "link":
@@ -209,10 +267,7 @@ class Model:
         return False
 
     def at(self, program, path):
-        found = self.sources[program]
-        for name in path:
-            found = found.get(name) if isinstance(found, dict) else None
-        return found
+        return at(self.sources[program], path)
 
     def offered(self, source, path):
         yield path, source.keys()
@@ -265,6 +320,39 @@ def test_production_becomes_what_the_model_says_and_a_second_run_does_nothing(co
         assert shown == told
         again = [one for one in run(conf, ["world"], program)[1] if one.verb != "skip"]
         assert again == []
+        assert read(f"{where}/world") == expected
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(production=trees(st.one_of(FILE, LINK)), own=SOURCES, other=SOURCES, delete=st.booleans(), data=st.data())
+def test_named_paths_become_what_the_model_says_and_nothing_else_changes(conf, production, own, other, delete, data):
+    emptied(conf)
+    where = conf["site"]["production_dir"]
+    build(f"{where}/world", production)
+    for directory, source in zip(conf["site"]["development_dirs"], (own, other), strict=True):
+        build(f"{directory}/world", source)
+    model = Model(dict(zip(install.PROGRAMS, (own, other), strict=True)))
+    known = sorted({*every_path(own), *every_path(production)})
+    # A line end has no place in a named path, see test_case.
+    known = [path for path in known if not any("\n" in name for name in path)]
+    assume(known)
+    paths = outermost(
+        "/".join(("world", *path)) for path in data.draw(st.lists(st.sampled_from(known), min_size=1, max_size=3))
+    )
+    before = read(f"{where}/world")
+    expected = model.install_part("wwwdinst", before, [path.split("/")[1:] for path in paths], delete)
+    if expected is None:
+        with pytest.raises(RefusedError):
+            run(conf, paths, delete=delete)
+        assert read(f"{where}/world") == before
+        return
+    _, shown = run(conf, paths, show=True, delete=delete)
+    assert read(f"{where}/world") == before
+    _, told = run(conf, paths, delete=delete)
+    assert read(f"{where}/world") == expected
+    assert shown == told
+    if not delete and all(at(expected, path.split("/")[1:]) is not None for path in paths):
+        assert [one for one in run(conf, paths)[1] if one.verb != "skip"] == []
         assert read(f"{where}/world") == expected
 
 
