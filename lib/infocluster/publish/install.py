@@ -256,7 +256,7 @@ def put_back(
     Raises:
         BadInputError: what is kept, or a .wwwinstrc, is not in its form. Nothing was changed.
         UnavailableError: it is not kept any more; the locks were not free in time; the disk is full.
-        InfoclusterError: all is put back, and the record of that cannot be written.
+        InfoclusterError: the record of that cannot be written.
     """
     started, began = time.time(), time.monotonic()
     state_dir = conf["site"]["state_dir"]
@@ -268,6 +268,7 @@ def put_back(
         if not request.show:
             for path in of["paths"]:
                 clear(conf["site"]["production_dir"], path)
+            _write(of | {"state": undo.BEGUN}, conf)
         origins = origin.Origins(state_dir, request.program, of["paths"])
         keep = _Keep(forest(request.program, conf), origins)
         for action in undo.put_back(of, conf, request.show, keep.spared, keep):
@@ -280,13 +281,19 @@ def put_back(
         record["duration_s"] = round(time.monotonic() - began, 3)
         if not request.show:
             origins.add(restored)
-            try:
-                undo.write(record, state_dir, conf["install"]["log_count"])
-            except OSError as error:
-                raise InfoclusterError(f"cannot write the record of this undo: {reason(error)}") from error
-            if not counted.failed:
+            _write(record, conf)
+            if counted.failed:
+                _write(of, conf)
+            else:
                 undo.forget(of, conf)
     return record
+
+
+def _write(record: undo.Record, conf: Settings) -> None:
+    try:
+        undo.write(record, conf["site"]["state_dir"], conf["install"]["log_count"])
+    except OSError as error:
+        raise InfoclusterError(f"cannot write the record of this undo: {reason(error)}") from error
 
 
 @contextlib.contextmanager

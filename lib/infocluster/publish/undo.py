@@ -9,8 +9,8 @@ Shape: ``STATE_DIR/install/log/ID.json``, one JSON object; ID is the UTC time of
          "install": 3, "update": 1, "remove": 0, "skip": 0}
 
     ``what`` is ``install``, ``delete`` or ``undo`` (``undoes`` then has the ID of the install that was undone);
-    ``state`` is ``begun`` until the end, then ``done``, or ``faults`` where something was skipped that should not
-    have been, and ``undone`` when it was. A run that had nothing to do leaves none.
+    ``state`` is ``begun`` until the end, and again while it is undone, then ``done``, or ``faults`` where something
+    was skipped that should not have been, and ``undone`` when it was. A run that had nothing to do leaves none.
 
     ``STATE_DIR/install/undo/ID.BYTES/`` is there as long as it can be undone. BYTES counts what it holds: ``tree/``
     has each file that was replaced or removed, under its tree path, as a hard link where production is on the same
@@ -235,7 +235,9 @@ def put_back(
     todo: list[Change] = []
     changes = _read_changes(place)
     for change, now in _with_now(changes, production_dir):
-        if _is_as(now, change.new, change):
+        # What makes way for another kind of thing is gone before that stands.
+        is_between = now is None and of["state"] == BEGUN
+        if is_between or _is_as(now, change.new, change):
             is_directory = any(entry is not None and _is_directory(entry) for entry in (change.old, change.new))
             why = spared(change.path, is_directory)
             if why is None:
