@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from infocluster import files, names, trees
 from infocluster.config import Settings
-from infocluster.errors import ConfigError, InfoclusterError, RefusedError, UnavailableError, UsageError, reason
+from infocluster.errors import ConfigError, RefusedError, UnavailableError, UsageError, reason
 from infocluster.locks import pathlocks
 from infocluster.publish import development, origin, place, prepare, undo
 from infocluster.publish.development import Quiet, Tree
@@ -256,7 +256,6 @@ def put_back(
     Raises:
         BadInputError: what is kept, or a .wwwinstrc, is not in its form. Nothing was changed.
         UnavailableError: it is not kept any more; the locks were not free in time; the disk is full.
-        InfoclusterError: the record of that cannot be written.
     """
     started, began = time.time(), time.monotonic()
     state_dir = conf["site"]["state_dir"]
@@ -293,7 +292,7 @@ def _write(record: undo.Record, conf: Settings) -> None:
     try:
         undo.write(record, conf["site"]["state_dir"], conf["install"]["log_count"])
     except OSError as error:
-        raise InfoclusterError(f"cannot write the record of this undo: {reason(error)}") from error
+        raise UnavailableError(f"cannot write the record of this undo: {reason(error)}") from error
 
 
 @contextlib.contextmanager
