@@ -67,6 +67,12 @@ class Emptied(str):
     __slots__ = ()
 
 
+class Unread(str):
+    """A reason that something of a source is left alone: it could not be read."""
+
+    __slots__ = ()
+
+
 class Action(NamedTuple):
     """One thing that was done, or that would be done where nothing is to be changed.
 
@@ -86,14 +92,16 @@ class Directory:
     """A directory of a listing, with what is in it.
 
     ``whole`` tells whether everything in it is listed, so that what is not listed is to go; of the directories
-    above a named path only the way down is listed. ``mode`` is ABSENT where the source has no such directory.
+    above a named path only the way down is listed. ``mode`` is ABSENT where the source has no such directory, and
+    ``mtime_ns`` where it was not looked at.
     """
 
-    __slots__ = ("absent", "directories", "entries", "left", "mode", "whole")
+    __slots__ = ("absent", "directories", "entries", "left", "mode", "mtime_ns", "whole")
 
-    def __init__(self, mode: int, whole: bool) -> None:
+    def __init__(self, mode: int, whole: bool, mtime_ns: int = ABSENT) -> None:
         self.mode = mode
         self.whole = whole
+        self.mtime_ns = mtime_ns
         self.entries: dict[str, Entry] = {}
         self.directories: dict[str, Directory] = {}
         self.left: set[str] = set()
@@ -106,7 +114,8 @@ class Listing:
     Attributes:
         source: the root of the tree.
         top: its root as a `Directory`.
-        left: ``(path, why)`` of everything that is neither copied nor removed, in the order of the walk.
+        left: ``(path, why)`` of everything that is neither copied nor removed, in the order of the walk; what could
+            not be read has a reason of its own kind (`Unread`).
         count: files and links listed.
         size_bytes: bytes in them.
         has_links: whether a file in it may have another name.
@@ -229,7 +238,7 @@ def scan(
         raise UnavailableError(f"cannot read {source}: {reason(error)}") from error
     try:
         if paths is None:
-            scanner.listing.top = scanner.directory(fd, "", stat.S_IMODE(os.fstat(fd).st_mode), 0)
+            scanner.listing.top = scanner.directory(fd, "", os.fstat(fd), 0)
         else:
             for path in outermost(paths):
                 scanner.named(fd, path)
@@ -241,7 +250,13 @@ def scan(
 
 
 def mirror(
-    listing: Listing, destination: str, show: bool = False, durable: bool = False, keep: Leave | None = None
+    listing: Listing,
+    destination: str,
+    show: bool = False,
+    durable: bool = False,
+    keep: Leave | None = None,
+    removes: bool = True,
+    aged: Callable[[str], object] | None = None,
 ) -> Iterator[Action]:
     """Make a destination the same as a listing and yield each `Action` when it is done.
 
@@ -256,7 +271,9 @@ def mirror(
         durable: whether each file is on the disk before it gets its name, and names before the end.
         keep: asked for everything that would be removed, a directory before what is in it; where it gives a
             reason, that stays, and so does a directory that holds it (`Emptied`: the directory alone). A directory
-            that holds what is kept does not make way for a file.
+            that holds what is kept does not make way for a file, nor does what is kept for a directory.
+        removes: False where something has failed before, so that nothing is removed.
+        aged: called with each directory that is there and has another mtime than the one that is listed whole.
 
     Raises:
         UnavailableError: a root cannot be opened, or nothing more can be written (a full or failing disk).
@@ -273,6 +290,8 @@ def mirror(
         except OSError as error:
             raise UnavailableError(f"cannot open {destination}: {reason(error)}") from error
         work = _Mirror(source_fd, destination_fd, destination, show, durable, keep)
+        work.failed = not removes
+        work.aged = aged
         yield from work.finished(work.fill(destination_fd, listing.top, ""))
         yield from work.remove_gone()
         work.wait()
@@ -326,9 +345,9 @@ class _Scanner:
             if fd >= 0:
                 os.close(fd)
 
-    def directory(self, fd: int, path: str, mode: int, depth: int) -> Directory:
+    def directory(self, fd: int, path: str, status: os.stat_result, depth: int) -> Directory:
         """Return a directory with everything below it. Raises OSError when its names cannot be read."""
-        found = Directory(mode, True)
+        found = Directory(status.st_mode, True, status.st_mtime_ns)
         entries, leave, regular = found.entries, self.leave, stat.S_IFREG
         is_asked = None if self.narrow is None else self.narrow(path, fd)
         others = []
@@ -376,7 +395,7 @@ class _Scanner:
                     return
                 below = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
                 try:
-                    node.directories[name] = self.directory(below, path, mode, depth + 1)
+                    node.directories[name] = self.directory(below, path, status, depth + 1)
                 finally:
                     os.close(below)
                 return
@@ -391,7 +410,7 @@ class _Scanner:
                 return
             self.listing.count += 1
         except OSError as error:
-            self.leave_alone(node, here, name, reason(error))
+            self.leave_alone(node, here, name, Unread(reason(error)))
 
     def left(self, node: Directory, here: str, name: str, mode: int) -> bool:
         if name in node.left:
@@ -423,6 +442,7 @@ class _Mirror:
         self.waits: deque[_Sync] = deque()
         self.disk = _Disk()
         self.failed = False
+        self.aged: Callable[[str], object] | None = None
         self.gone: list[tuple[str, list[str]]] = []
 
     def finished(self, steps: "Iterator[_Step]") -> Iterator[Action]:
@@ -545,7 +565,7 @@ class _Mirror:
                     if mode & 0o170000 == regular:
                         found[item.name] = (mode, status.st_size, status.st_mtime_ns, "")
                     elif mode & 0o170000 == directory:
-                        found[item.name] = (mode, 0, 0, "")
+                        found[item.name] = (mode, 0, status.st_mtime_ns, "")
                     else:
                         found[item.name] = _entry(there, item.name, status)
             return found
@@ -598,6 +618,8 @@ class _Mirror:
         try:
             mode = wanted.mode & 0o777 | 0o700
             if not is_there:
+                if old is not None and (why := self.why_kept(name, path, old[0])) is not None:
+                    raise RefusedError(f"what is in its place is kept: {why}")
                 if not self.show:
                     if old is not None:
                         os.unlink(name, dir_fd=there)
@@ -609,8 +631,10 @@ class _Mirror:
                     if not self.show:
                         os.fchmod(below, old[0] & 0o7000 | mode)
                     yield Action("update", path, True)
+                if self.aged is not None and wanted.whole and not (old and _is_same_time(old[2], wanted.mtime_ns)):
+                    self.aged(path)
             yield from self.fill(below, wanted, path)
-        except OSError as error:
+        except (OSError, RefusedError) as error:
             yield self.fault(path, error)
         finally:
             if below >= 0:
@@ -718,11 +742,11 @@ class _Mirror:
 
 def _is_same(old: Entry, new: Entry) -> bool:
     """Tell whether a destination that keeps whole seconds has all of a file that it can have."""
-    return (
-        old[2] % WHOLE_SECOND_NS == 0
-        and old[2] == new[2] - new[2] % WHOLE_SECOND_NS
-        and (old[0], old[1], old[3]) == (new[0], new[1], new[3])
-    )
+    return _is_same_time(old[2], new[2]) and (old[0], old[1], old[3]) == (new[0], new[1], new[3])
+
+
+def _is_same_time(old_ns: int, new_ns: int) -> bool:
+    return old_ns == new_ns or (old_ns % WHOLE_SECOND_NS == 0 and old_ns == new_ns - new_ns % WHOLE_SECOND_NS)
 
 
 def _holds(wanted: Directory) -> bool:
@@ -747,7 +771,7 @@ def _entry(fd: int, name: str, status: os.stat_result) -> Entry:
         return (status.st_mode, status.st_size, status.st_mtime_ns, "")
     if stat.S_ISLNK(status.st_mode):
         return (stat.S_IFLNK, 0, 0, os.readlink(name, dir_fd=fd))
-    return (status.st_mode, 0, 0, "")
+    return (status.st_mode, 0, status.st_mtime_ns, "")
 
 
 def _made(fd: int, name: str, mode: int, durable: bool = False) -> int:

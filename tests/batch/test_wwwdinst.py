@@ -153,6 +153,21 @@ CASES = {
         """,
         OK,
     ),
+    "what changed its type above a named path": (
+        {"world/a/f/x": "x", "world/a/l/b/y": "y"},
+        {"world/a/f": "a file", "world/a/l": "-> http://host/"},
+        ["world/a/f/x", "world/a/l/b/y"],
+        {"world/a/f/x": "x", "world/a/l/b/y": "y"},
+        """
+        update world/a/f/
+        install world/a/f/x
+        update world/a/l/
+        install world/a/l/b/
+        install world/a/l/b/y
+        wwwdinst: world/a/f/x, world/a/l/b/y: install 3, update 2
+        """,
+        OK,
+    ),
     "what .wwwinstrc lists is neither installed, updated nor removed": (
         {
             "world/a/.wwwinstrc": "# by the night\nout.html\n*.svg\nkept/\n[!a]?",
@@ -493,6 +508,13 @@ def test_what_nobody_noted_belongs_to_the_tree_that_has_it(site, dev):
     build(site.production, {"world/a/d": "d", "world/a/u": "u", "world/a/n": "nobody's"})
     assert lines(site.batch("wwwdinst", "world"))[:-1] == ["remove world/a/n"]
     assert lines(site.batch("wwwuinst", "world")) == ["wwwuinst: world: nothing to do"]
+    # What could not be put in its place is noted by no run.
+    build(dev, {"world/t": "file"})
+    for root in (site.root / "var/wwwudev", site.production):
+        build(root, {"world/t/x": "x"})
+    for _ in range(2):
+        done = site.batch("wwwdinst", "world/t")
+        assert lines(done)[0] == "skip world/t (the directory in its place holds world/t, which is kept)"
 
 
 def test_directory_stays_that_holds_what_the_other_trees_rules_protect(site, dev):
@@ -510,6 +532,24 @@ def test_directory_stays_that_holds_what_the_other_trees_rules_protect(site, dev
     assert lines(done)[1:-1] == ["skip world/gone (not everything new could be put in place)"]
     assert (done.returncode, shown.stdout) == (1, done.stdout)
     assert "world/gone" in read(site.production)
+
+
+def test_file_stays_that_the_other_tree_holds_or_protects_where_a_directory_is_to_be(site, dev):
+    udev = site.root / "var/wwwudev"
+    build(udev, {"world/f": "u", "world/.wwwinstrc": "data"})
+    build(site.production, {"world/data": "night", "world/gone": "g"})
+    site.batch("wwwuinst", "world/f")
+    before = read(site.production)
+    build(dev, {"world/f/x": "x", "world/data/x": "x", "world/new": "n"})
+    shown, done = site.batch("wwwdinst", "-show", "world"), site.batch("wwwdinst", "world")
+    assert lines(done)[:-1] == [
+        "install world/new",
+        f"skip world/data (what is in its place is kept: protected by {udev}/world/.wwwinstrc:1: data)",
+        "skip world/f (what is in its place is kept: installed by wwwuinst)",
+        "skip world/gone (not everything new could be put in place)",
+    ]
+    assert (done.returncode, shown.stdout) == (1, done.stdout)
+    assert read(site.production) == before | {"world/new": "n"}
 
 
 def test_undo_puts_back_what_the_last_install_replaced_and_log_tells(site, dev):
@@ -549,6 +589,32 @@ def test_undo_puts_back_what_the_last_install_replaced_and_log_tells(site, dev):
     assert [one["what"] for one in json.loads(site.batch("wwwdinst", "-log", "-json").stdout)].count("undo") == 3
 
 
+def test_undo_is_of_the_last_install_that_changed_the_path_or_of_none(site, dev):
+    build(dev, {"world/a/x": "1", "world/b/y": "1"})
+    site.batch("wwwdinst", "world/a")
+    site.batch("wwwdinst", "world")
+    # By what was changed, not by what was asked for.
+    assert lines(site.batch("wwwdinst", "-undo", "world/a/x"))[:-1] == ["remove world/a/x", "remove world/a/"]
+    assert read(site.production) == {"world/b/y": "1"}
+    # One that is not kept is in the way of those before it, not of those after it.
+    build(dev, {"world/b/y": "two"})
+    site.batch("wwwdinst", "world/b")
+    (kept,) = (site.state / "install/undo").glob("*/tree/world/b/y")
+    shutil.rmtree(kept.parents[3])
+    for arguments in ([], ["world/b/y"]):
+        done = site.batch("wwwdinst", "-undo", *arguments)
+        assert (done.returncode, done.stdout) == (77, "") and "it is not kept" in done.stderr
+    assert read(site.production) == {"world/b/y": "two"}
+    # As a crash of the host may leave a record.
+    (site.state / "install/log/20000101T000000.000000Z-1.json").touch()
+    build(dev, {"world/b/y": "three"})
+    site.batch("wwwdinst", "world/b")
+    done = site.batch("wwwdinst", "-log")
+    assert (len(lines(done)), done.returncode) == (5, 1) and "it is no record of an install" in done.stderr
+    assert site.batch("wwwdinst", "-undo").returncode == 0
+    assert read(site.production) == {"world/b/y": "two"}
+
+
 def test_undo_leaves_what_was_changed_since(site, dev):
     build(dev, {"world/a/x": "1", "world/a/y": "1"})
     site.batch("wwwdinst", "world/a")
@@ -567,6 +633,34 @@ def test_undo_leaves_what_was_changed_since(site, dev):
     assert read(site.production) == {"world/a/x": "by hand", "world/a/y": "1", "world/a/sub/night": "data"}
 
 
+def test_undo_leaves_what_a_rule_protects_by_then_and_what_the_other_tree_holds(site, dev):
+    tree = {"world/a/both": "b", "world/a/new": "n", "world/a/x": "1", "world/a/sub/new": "n"}
+    build(dev, tree | {"world/a/y": "1"})
+    site.batch("wwwdinst", "world/a")
+    changed = {"world/a/x": "two", "world/a/y": "two", "world/b/both": "b", "world/b/mine": "m"}
+    build(dev, changed)
+    build(site.root / "var/wwwudev", {"world/a/sub/.wwwinstrc": "n*", "world/b/both": "b"})
+    site.batch("wwwdinst", "world/a", "world/b")
+    site.batch("wwwuinst", "world/b")
+    build(dev, {"world/a/.wwwinstrc": "x"})
+    shown, done = site.batch("wwwdinst", "-undo", "-show"), site.batch("wwwdinst", "-undo")
+    assert lines(done)[:-1] == [
+        f"skip world/a/x (protected by {dev}/world/a/.wwwinstrc:1: x)",
+        "update world/a/y",
+        "skip world/b/both (installed by wwwuinst)",
+        "remove world/b/mine",
+        "skip world/b/ (installed by wwwuinst)",
+    ]
+    assert (shown.stdout, done.returncode) == (done.stdout, 1)
+    # The one before is undone next; in a directory that goes, too, the other tree's rules have a say.
+    assert site.batch("wwwdinst", "-undo").returncode == 1
+    assert read(site.production) == {
+        "world/a/sub/new": "n",
+        "world/a/x": "two",
+        "world/b/both": "b",
+    }
+
+
 def test_undo_is_bounded_in_number_and_size_and_saves_by_links(site, dev):
     site.configure("[install]\nundo_count = 2\nundo_mb = 1\nlog_count = 4\n")
     for number in range(5):
@@ -581,9 +675,13 @@ def test_undo_is_bounded_in_number_and_size_and_saves_by_links(site, dev):
     site.batch("wwwdinst", "world/a")
     assert len(list((site.state / "install/undo").iterdir())) == 2
     build(dev, {"world/a/x": "z"})
-    done = site.batch("wwwdinst", "world/a")
-    assert lines(done)[0] == "this install cannot be undone: it replaces more than install.undo_mb"
-    assert lines(done)[1] == "update world/a/x"
+    shown, done = site.batch("wwwdinst", "-show", "world/a"), site.batch("wwwdinst", "world/a")
+    assert lines(done)[0].startswith("this install cannot be undone: ")
+    assert lines(done)[1] == "update world/a/x" and shown.stdout == done.stdout
+    # The list of what is new counts as well.
+    build(dev, {"world/a/new": "n"})
+    site.configure("[install]\nundo_mb = 0\n")
+    assert lines(site.batch("wwwdinst", "world/a"))[0].startswith("this install cannot be undone: ")
 
 
 @pytest.mark.root
@@ -625,9 +723,10 @@ def test_full_disk_leaves_whole_files_and_no_temporary_name(site, dev):
 
 
 def test_push_follows_unless_something_failed(site, dev):
-    build(dev, {"world/a/x": "x"})
-    shown = site.batch("wwwdinst", "-push", "-show", "world/a")
-    assert lines(shown)[-1] == "would push: wwwpush world/a"
+    build(dev, {"world/a/x": "x", "world/a b;c": None})
+    shown = site.batch("wwwdinst", "-push", "-show", "world/a", "world/a b;c")
+    assert lines(shown)[-1] == "would push: wwwpush world/a 'world/a b;c'"
+    (dev / "world/a b;c").rmdir()
     assert not (site.delivered("web1") / "world").exists()
     done = site.batch("wwwdinst", "-push", "world/a")
     assert done.returncode == 0, done.stderr
@@ -658,8 +757,11 @@ def test_quiet_prints_faults_only_and_json_one_object(site, dev):
 def test_rules_say_which_line_protects(site, dev):
     udev = site.root / "var/wwwudev"
     build(dev, {"world/a/.wwwinstrc": "#\nx*\nd/"})
-    build(udev, {"world/a/.wwwinstrc": "?1"})
-    done = site.batch("wwwdinst", "-rules", "world/a/x1", "world/a/d/y", "world/a/d", "world/a/d/", "world/a/q,v")
+    build(udev, {"world/a/.wwwinstrc": "?1", "world/b": "-> http://host/"})
+    build(site.production, {"world/b": "-> a"})
+    done = site.batch(
+        "wwwdinst", "-rules", "world/a/x1", "world/a/d/y", "world/a/d", "world/a/d/", "world/a/q,v", "world/b/x"
+    )
     assert lines(done) == [
         f"world/a/x1: wwwdinst: world/a/x1 is protected by {dev}/world/a/.wwwinstrc:2: x*",
         f"world/a/x1: wwwuinst: world/a/x1 is protected by {udev}/world/a/.wwwinstrc:1: ?1",
@@ -668,6 +770,7 @@ def test_rules_say_which_line_protects(site, dev):
         f"world/a/d: wwwdinst: world/a/d is protected by {dev}/world/a/.wwwinstrc:3: d/",
         "world/a/q,v: wwwdinst: world/a/q,v is left alone in every directory",
         "world/a/q,v: wwwuinst: world/a/q,v is left alone in every directory",
+        "world/b/x: no line protects it",
     ]
 
 

@@ -23,7 +23,7 @@ OWNER, JANE, JOE, STRANGER = "backup", "games", "news", "list"
 # In a namespace of its own, so that the machine's own sudoers are as they were.
 AS_USER = """
 mount --make-rprivate / && mount --bind "$1" /etc/sudoers && mount -t tmpfs none /etc/sudoers.d &&
-user=$2 && shift 2 && exec setpriv --reuid "$user" --regid "$user" --init-groups -- "$@"
+user=$2 group=$3 && shift 3 && exec setpriv --reuid "$user" --regid "$group" --init-groups -- "$@"
 """
 
 
@@ -42,11 +42,11 @@ class Host:
     def production(self) -> Path:
         return self.prefix / "var/www/world"
 
-    def run(self, user: str, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, user: str, *command: str, group: str = "") -> subprocess.CompletedProcess[str]:
         program, *arguments = command
         program = str(self.prefix / "batch" / program) if program.startswith("www") else program
         return subprocess.run(
-            ["unshare", "-m", "sh", "-c", AS_USER, "sh", str(self.sudoers), user, program, *arguments],
+            ["unshare", "-m", "sh", "-c", AS_USER, "sh", str(self.sudoers), user, group or user, program, *arguments],
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -59,6 +59,12 @@ class Host:
         (self.prefix / "etc/infocluster.toml").write_text(
             f'[install]\n{install}\n[[servers]]\nname = "web1"\ndestination = "{self.prefix}/var/web1"\n'
         )
+
+    def share(self, group: str) -> None:
+        """Let a group write production and the state, as where there is no sudo."""
+        for directory in ("www", "state"):
+            shutil.chown(self.prefix / "var" / directory, OWNER, group)
+            (self.prefix / "var" / directory).chmod(0o2770)
 
     def write(self, user: str, path: str, content: str) -> None:
         place = self.dev / path
@@ -134,11 +140,38 @@ def test_developer_installs_as_the_file_owner_and_makes_as_himself(host: Host) -
 def test_what_failed_for_the_developer_is_left_alone_by_the_file_owner(host: Host) -> None:
     host.write(JANE, "a/sub/.wwwinstmk", "all: ; false\n")
     host.write(JANE, "a/sub/z", "stale")
+    # More to tell than an argument takes.
+    deep = "/".join(["z" * 250] * 10)
+    for number in range(60):
+        host.write(JANE, f"a/{deep}/{number}/.wwwinstmk", "all: ; false\n")
     done = host.run(JANE, "wwwdinst", "-push", "world/a")
     lines = done.stdout.splitlines()
     assert lines[0] == "skip world/a/sub (make failed: make: *** [.wwwinstmk:1: all] Error 1)"
     assert lines[-1] == "not pushed, because not everything was installed; to push what was, type: wwwpush world/a"
-    assert done.returncode == 1 and os.listdir(host.production / "a") == ["x"]
+    assert sum(line.startswith("skip ") for line in lines) == 61
+    assert done.returncode == 1 and sorted(os.listdir(host.production / "a")) == ["x", "z" * 250]
+
+
+@pytest.mark.parametrize("name", ["secret", "secret/page"])
+def test_nothing_is_removed_where_something_new_cannot_be_read(host: Host, name: str) -> None:
+    host.write(JANE, "a/old", "moved on")
+    assert host.run(JANE, "wwwdinst", "world/a").returncode == 0
+    (host.dev / "a/old").unlink()
+    host.write(STRANGER, f"a/{name}", "moved on")
+    (host.dev / "a/secret").chmod(0o700)
+    shutil.chown(host.dev / "a", JANE, JANE)
+    host.write(JANE, "a/x", "two")
+    shown, done = host.run(JANE, "wwwdinst", "-show", "world/a"), host.run(JANE, "wwwdinst", "world/a")
+    assert done.stdout.splitlines()[:-1] == [
+        "skip world/a/secret (Permission denied)",
+        "update world/a/x",
+        "skip world/a/old (not everything new could be put in place)",
+    ]
+    assert (done.returncode, shown.stdout) == (1, done.stdout)
+    # It is still the tree's own: the run that can read all of it removes it.
+    shutil.rmtree(host.dev / "a" / name.partition("/")[0], ignore_errors=True)
+    (host.dev / "a/secret").unlink(missing_ok=True)
+    assert host.run(JANE, "wwwdinst", "world/a").stdout.splitlines()[0] == "remove world/a/old"
 
 
 @pytest.mark.parametrize(
@@ -179,15 +212,14 @@ def test_makefile_of_a_developer_is_not_run_by_the_file_owner_or_root(host: Host
 
 
 def test_by_group_permissions_where_there_is_no_sudo(host: Host) -> None:
-    host.configure("")
+    host.configure("undo_count = 2\n")
     as_root = host.run("root", "wwwdinst", "world/a")
     assert as_root.returncode == 77 and f"call it as yourself, or as the file owner {OWNER}" in as_root.stderr
-    refused = host.run(JANE, "wwwdinst", "world/a")
-    assert refused.returncode == 77
-    assert f"cannot install world/a as {JANE}: {host.prefix}/var/www is not for {JANE} to write" in refused.stderr
-    for directory in ("www", "state"):
-        shutil.chown(host.prefix / "var" / directory, OWNER, JANE)
-        (host.prefix / "var" / directory).chmod(0o2770)
+    for options in ([], ["-show"]):
+        refused = host.run(JANE, "wwwdinst", *options, "world/a")
+        assert (refused.returncode, refused.stdout) == (77, "")
+        assert f"cannot install world/a as {JANE}: {host.prefix}/var/www is not for {JANE} to write" in refused.stderr
+    host.share(JANE)
     done = host.run(JANE, "wwwdinst", "-json", "world/a")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["user"] == JANE
@@ -196,3 +228,26 @@ def test_by_group_permissions_where_there_is_no_sudo(host: Host) -> None:
     for arguments in (["world/a"], ["-undo"]):
         done = host.run(JANE, "wwwdinst", *arguments)
         assert done.stdout.splitlines()[0] == "update world/a/x", done.stderr
+    # What one of them has kept, another of the group undoes, and drops where it is the oldest.
+    (host.dev / "a").chmod(0o775)
+    assert host.run(JANE, "wwwdinst", "world/a").returncode == 0
+    host.write(JANE, "a/x", "three")
+    assert host.run(JANE, "wwwdinst", "world/a/x").returncode == 0
+    done = host.run(JOE, "wwwdinst", "-undo", "world/a/x", group=JANE)
+    assert (done.stdout.splitlines()[0], done.returncode) == ("update world/a/x", 0), done.stderr
+    assert (host.production / "a/x").read_text() == "two"
+    for content in ("three", "fourth", "fifth"):
+        host.write(JANE, "a/x", content)
+        assert host.run(JOE, "wwwdinst", "world/a/x", group=JANE).returncode == 0
+    kept = host.prefix / "var/state/install/undo"
+    assert [place.owner() for place in kept.iterdir()] == [JOE, JOE]
+
+
+def test_directory_that_may_not_be_listed_is_said(host: Host) -> None:
+    host.configure("")
+    host.share(JANE)
+    assert host.run(JANE, "wwwdinst", "world/a").returncode == 0
+    for directory, arguments in ((host.production / "a", ["-undo"]), (host.dev, ["world"])):
+        directory.chmod(0o311)
+        done = host.run(JANE, "wwwdinst", *arguments)
+        assert done.returncode == 75 and f"{directory}: Permission denied" in done.stderr, done.stderr

@@ -11,15 +11,15 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from conftest import Site
 from infocluster import config, files
 from infocluster.cron import progress
-from infocluster.errors import RefusedError
+from infocluster.errors import InfoclusterError, RefusedError
 from infocluster.publish import install, origin, prepare, undo
-from infocluster.trees import STAGED
+from infocluster.trees import STAGED, outermost
 
 # A tree is {name: what}: a dictionary is a directory, ("file", content, mode, second) a file, ("link", text) a link.
 NAMES = st.sampled_from(["a", "b", "c", "ab", "é x", "[1]*", "-r", ".hidden", "n\nl", "\udcff"])
@@ -46,7 +46,7 @@ SOURCES = st.dictionaries(NAMES, SOURCE, min_size=1, max_size=5)
 
 def build(directory, tree):
     os.makedirs(directory, exist_ok=True)
-    os.chmod(directory, 0o775)
+    os.chmod(directory, (0o775, 0o755, 0o700)[len(tree) % 3])
     for name, what in tree.items():
         path = f"{directory}/{name}"
         if isinstance(what, dict):
@@ -62,6 +62,7 @@ def build(directory, tree):
                 file.write(content)
             os.chmod(path, mode)
             os.utime(path, ns=(0, second * 10**9 + 5))
+    os.utime(directory, ns=(0, (1 + len(tree) % 2) * 10**9 + 5))
 
 
 def read(directory):
@@ -106,6 +107,20 @@ def run(conf, paths, program="wwwdinst", tell=None, **options):
     return install.install(request, conf, both, lambda line: None, progress.bar), told
 
 
+def at(tree, path):
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def every_path(tree, above=()):
+    for name, what in tree.items():
+        if name != ".wwwinstrc":
+            yield (*above, name)
+        if isinstance(what, dict):
+            yield from every_path(what, (*above, name))
+
+
 class Model:
     """What production should be, worked out from the documentation alone, on dictionaries."""
 
@@ -138,6 +153,9 @@ class Model:
             if self.protects(self.program, path, name, isinstance(what, dict)):
                 if old is not None:
                     result[name] = old
+            elif isinstance(what, dict) and isinstance(old, tuple) and self.kept(path, name, False):
+                self.failed.add((path, name))
+                result[name] = old
             elif isinstance(what, dict):
                 result[name] = self.fill(what, old if isinstance(old, dict) else {}, (*path, name), removes)
             elif isinstance(old, dict) and self.holds_kept(path, name, old):
@@ -151,6 +169,50 @@ class Model:
                 if rest is not None:
                     result[name] = rest
         return result
+
+    def install_part(self, program, production, paths, delete):
+        """Return what an install of some paths leaves, None where it is refused."""
+        self.program, self.failed = program, set()
+        if any(self.refuses(path, production, delete) for path in paths):
+            return None
+        for removes in (True, False):
+            result = production
+            for path in paths:
+                result = self.part(self.sources[program], result, (), path, removes, delete)
+            if not self.failed:
+                break
+        return result
+
+    def refuses(self, path, production, delete):
+        def through_link(tree):
+            above = [at(tree, path[:depth]) for depth in range(1, len(path))]
+            return any(isinstance(what, tuple) and what[0] == "link" for what in above)
+
+        what = self.at(self.program, path)
+        for depth in range(len(path)):
+            is_directory = depth + 1 < len(path) or isinstance(what, dict)
+            if self.protects(self.program, path[:depth], path[depth], is_directory):
+                return True
+        if through_link(self.sources[self.program]):
+            return True
+        return (what is None or delete) and (through_link(production) or at(production, path) is None)
+
+    def part(self, source, there, here, path, removes, delete):
+        name, *below = path
+        old, what = there.get(name), source.get(name)
+        result = {other: whatever for other, whatever in there.items() if other != name}
+        if not below and delete:
+            left = self.rest(here, name, old)
+            return result if left is None else result | {name: left}
+        if not below:
+            offered = {} if what is None else {name: what}
+            return result | self.fill(offered, {} if old is None else {name: old}, here, removes)
+        if isinstance(old, tuple) and self.kept(here, name, False):
+            self.failed.add((here, name))
+            return there
+        inner = old if isinstance(old, dict) else {}
+        what = what if isinstance(what, dict) else {}
+        return result | {name: self.part(what, inner, (*here, name), below, removes, delete)}
 
     def copied(self, what, old):
         if what[0] == "link":
@@ -205,10 +267,7 @@ class Model:
         return False
 
     def at(self, program, path):
-        found = self.sources[program]
-        for name in path:
-            found = found.get(name) if isinstance(found, dict) else None
-        return found
+        return at(self.sources[program], path)
 
     def offered(self, source, path):
         yield path, source.keys()
@@ -264,6 +323,39 @@ def test_production_becomes_what_the_model_says_and_a_second_run_does_nothing(co
         assert read(f"{where}/world") == expected
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(production=trees(st.one_of(FILE, LINK)), own=SOURCES, other=SOURCES, delete=st.booleans(), data=st.data())
+def test_named_paths_become_what_the_model_says_and_nothing_else_changes(conf, production, own, other, delete, data):
+    emptied(conf)
+    where = conf["site"]["production_dir"]
+    build(f"{where}/world", production)
+    for directory, source in zip(conf["site"]["development_dirs"], (own, other), strict=True):
+        build(f"{directory}/world", source)
+    model = Model(dict(zip(install.PROGRAMS, (own, other), strict=True)))
+    known = sorted({*every_path(own), *every_path(production)})
+    # A line end has no place in a named path, see test_case.
+    known = [path for path in known if not any("\n" in name for name in path)]
+    assume(known)
+    paths = outermost(
+        "/".join(("world", *path)) for path in data.draw(st.lists(st.sampled_from(known), min_size=1, max_size=3))
+    )
+    before = read(f"{where}/world")
+    expected = model.install_part("wwwdinst", before, [path.split("/")[1:] for path in paths], delete)
+    if expected is None:
+        with pytest.raises(RefusedError):
+            run(conf, paths, delete=delete)
+        assert read(f"{where}/world") == before
+        return
+    _, shown = run(conf, paths, show=True, delete=delete)
+    assert read(f"{where}/world") == before
+    _, told = run(conf, paths, delete=delete)
+    assert read(f"{where}/world") == expected
+    assert shown == told
+    if not delete and all(at(expected, path.split("/")[1:]) is not None for path in paths):
+        assert [one for one in run(conf, paths)[1] if one.verb != "skip"] == []
+        assert read(f"{where}/world") == expected
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(source=trees(st.one_of(FILE, LINK)), production=trees(st.one_of(FILE, LINK)))
 def test_without_rules_the_result_is_that_of_rsync(conf, source, production):
@@ -284,7 +376,8 @@ def test_without_rules_the_result_is_that_of_rsync(conf, source, production):
             os.path.relpath(f"{here}/{name}", top): (
                 os.readlink(path) if os.path.islink(path := f"{here}/{name}") else "",
                 os.lstat(path).st_mode,
-                0 if os.path.isdir(path) or os.path.islink(path) else os.lstat(path).st_mtime_ns,
+                # A link is its text.
+                0 if os.path.islink(path) else os.lstat(path).st_mtime_ns,
                 files.read(path) if os.path.isfile(path) and not os.path.islink(path) else b"",
             )
             for here, below, plain in os.walk(top)
@@ -294,9 +387,26 @@ def test_without_rules_the_result_is_that_of_rsync(conf, source, production):
     assert exactly(f"{where}/world") == exactly(f"{twin}/world")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(production=trees(st.one_of(FILE, LINK)), source=trees(st.one_of(FILE, LINK)))
-def test_undo_makes_production_what_it_was(conf, production, source):
+def stopped_after(count):
+    """Return what stops a run, as a signal would, when it tells of one change more than so many."""
+    left = iter(range(count))
+
+    def tell(one):
+        if one.verb != "skip" and next(left, None) is None:
+            raise KeyboardInterrupt
+
+    return tell
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    production=trees(st.one_of(FILE, LINK)),
+    source=trees(st.one_of(FILE, LINK)),
+    install_stops=st.one_of(st.none(), st.integers(0, 6)),
+    undo_stops=st.one_of(st.none(), st.integers(0, 4)),
+)
+def test_undo_makes_production_what_it_was(conf, production, source, install_stops, undo_stops):
+    """Also after an install that was stopped, and by an undo that was stopped and asked for again."""
     emptied(conf)
     where = conf["site"]["production_dir"]
     build(f"{where}/world", production)
@@ -307,14 +417,22 @@ def test_undo_makes_production_what_it_was(conf, production, source):
         return read(where), modes
 
     before = exactly()
-    record, told = run(conf, ["world"])
-    if not [one for one in told if one.verb != "skip"]:
+    is_stopped = False
+    try:
+        _, told = run(conf, ["world"], tell=None if install_stops is None else stopped_after(install_stops))
+    except KeyboardInterrupt:
+        is_stopped = True
+    if not is_stopped and not [one for one in told if one.verb != "skip"]:
         return
     of = undo.last(conf["site"]["state_dir"], "wwwdinst", os.geteuid(), [])
-    assert of["id"] == record["id"]
     request = install.Request("wwwdinst", [], "jane", os.geteuid(), prepare.Part(False, False, 0, True))
     undone = []
-    install.put_back(of, request, conf, undone.append, lambda line: None, progress.bar)
+    tell = undone.append if undo_stops is None else stopped_after(undo_stops)
+    try:
+        install.put_back(of, request, conf, tell, lambda line: None, progress.bar)
+    except KeyboardInterrupt:
+        of = undo.last(conf["site"]["state_dir"], "wwwdinst", os.geteuid(), [])
+        install.put_back(of, request, conf, undone.append, lambda line: None, progress.bar)
     assert exactly() == before
     assert not [one for one in undone if one.verb == "skip"]
     with pytest.raises(RefusedError):
@@ -398,7 +516,7 @@ def test_links_that_come_and_go_all_the_time_lead_nowhere(conf, outside):
         os._exit(0)
     try:
         for _ in range(30):
-            with contextlib.suppress(install.InfoclusterError):
+            with contextlib.suppress(InfoclusterError):
                 run(conf, ["world/a/sub"] if _ % 2 else ["world/a"])
             for here, _, plain in os.walk(conf["site"]["production_dir"]):
                 for name in plain:

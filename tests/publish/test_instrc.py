@@ -4,7 +4,7 @@
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from infocluster.errors import BadInputError, RefusedError
@@ -37,6 +37,9 @@ def protects(text, name, is_directory=False):
         ("back\\slash", "back\\slash", True),
         ("  round blanks \t", "round blanks", True),
         ("dos\r", "dos", True),
+        ("\ufeffa", "a", True),
+        ("\ufeff# a", "a", False),
+        ("[\ufeff]a", "\ufeffa", True),
         ("# *", "x", False),
         ("", "", False),
         ("a", "ab", False),
@@ -69,6 +72,7 @@ def test_rule_says_which_line_protects():
     assert rules.rule("index.txt", False) is None
 
 
+@example("\ufeffa")
 @given(st.text(st.characters(blacklist_characters="/\0", min_codepoint=0x20), min_size=1, max_size=12))
 def test_line_for_a_name_protects_that_name_alone(name):
     if name in (".", "..") or "\x7f" in name:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kill -9 at random moments, of installs: a reader sees whole files alone, and the next run makes all of it right."""
+"""kill -9 of installs, at random moments and before each step: files are whole, the next run or an undo is right."""
 
 import os
 import random
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import steps
 from conftest import ROOT, Site
 from infocluster import files
 
@@ -178,3 +179,40 @@ def test_install_that_is_killed_shows_whole_files_and_is_made_right_by_the_next(
     assert len(list((site.state / "install/undo").iterdir())) <= 50
     assert site.batch("wwwdinst", "world").stdout == "wwwdinst: world: nothing to do\n"
     assert site.batch("wwwdinst", "-log").returncode == 0
+
+
+def make(root: Path, tree: dict[str, str]) -> None:
+    """Make a tree with files alone, but for what begins with "-> ", which is a link."""
+    shutil.rmtree(root, ignore_errors=True)
+    for path, text in tree.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        if text.startswith("-> "):
+            (root / path).symlink_to(text[3:])
+        else:
+            (root / path).write_text(text)
+            (root / path).chmod(0o664)
+    for here, _, _ in os.walk(root):
+        os.chmod(here, 0o775)
+
+
+@pytest.mark.slow
+def test_install_that_is_killed_before_any_step_is_undone_and_so_is_an_undo_asked_for_again(site: Site) -> None:
+    development, production, saved = site.root / "var/wwwdev/world", site.production / "world", site.root / "saved"
+    make(saved, {"x": "1", "d/in/y": "y", "f": "a file", "l": "-> http://host/", "gone/z": "z"})
+    make(development, {"x": "two", "d": "now a file", "f/in/y": "now a directory", "l": "-> x", "new/n": "n"})
+    before, program = read(saved), [str(ROOT / "batch/wwwdinst")]
+    for command in ("world", "-undo"):
+        for n in range(1000):
+            shutil.rmtree(production, ignore_errors=True)
+            shutil.copytree(saved, production, symlinks=True)
+            shutil.rmtree(site.state, ignore_errors=True)
+            if command == "-undo":
+                assert site.batch("wwwdinst", "world").returncode == 0
+            _, ended = steps.run(n, [*program, command], site.environment())
+            if ended >= 0:
+                break
+            done = site.batch("wwwdinst", "-undo")
+            # Nothing is on record before anything is changed, nor when all is put back.
+            assert done.returncode in (0, 77), (command, n, done.stdout, done.stderr)
+            assert read(production) == before, (command, n, done.stdout, done.stderr)
+        assert n > 30

@@ -3,29 +3,31 @@
 
 Who does what: a developer calls the program. As himself he has permissions repaired and makefiles run
 (`publish.prepare`); then, where [install] sudo names a program, the same program goes on as the file owner by that,
-with ``-made`` and, as ``-leave``, what failed so far; else it goes on as the developer, who then needs to be in the
+with ``-made`` and, by ``-leave``, what failed so far; else it goes on as the developer, who then needs to be in the
 group that may write the production tree. What a developer may install is checked by whoever does it: [install]
 groups, and whether the developer may write the paths in the development tree.
 
 The file owner knows the developer by SUDO_UID, which sudo sets and nobody else can hand him.
 """
 
+import contextlib
 import gc
 import grp
 import json
 import os
+import shlex
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
-from infocluster import config, names, trees
+from infocluster import config, files, names, trees
 from infocluster.apps import accounts
 from infocluster.apps.accounts import User
 from infocluster.cron.command import Run
-from infocluster.errors import InfoclusterError, RefusedError, UnavailableError, UsageError, reason
+from infocluster.errors import RefusedError, UnavailableError, UsageError, reason
 from infocluster.locks import pathlocks, tickets
-from infocluster.names import printable, shown
+from infocluster.names import printable
 from infocluster.publish import development, install, prepare, undo
 from infocluster.publish.development import Tree
 
@@ -51,7 +53,7 @@ def work(run: Run) -> str:
         return _rules(run, given)
     owner = accounts.file_owner(conf["site"])
     is_handed_on = bool(conf["install"]["sudo"]) and os.geteuid() != owner.uid
-    left: dict[str, str] = _left(arguments["leave"])
+    left = _left() if arguments["leave"] else {}
     changes = not (arguments["log"] or arguments["undo"])
     of: undo.Record | None = None
     caller = _caller(owner)
@@ -108,8 +110,7 @@ def _installed(
             run.say(str(one))
 
     say = run.say if is_plain else _aside if arguments["json"] else _nothing
-    if not show:
-        _check_writable(of["paths"] if of else paths, conf["site"]["production_dir"])
+    _check_writable(of["paths"] if of else paths, conf["site"]["production_dir"])
     if of is not None:
         record = install.put_back(of, request, conf, tell, say, run.progress)
     else:
@@ -138,7 +139,7 @@ def _push(run: Run, paths: Sequence[str], show: bool) -> None:
     options = [f"-{name}" for name in ("json", "quiet") if run.arguments[name]]
     if not all("/" in path for path in paths):
         options.append("-all")
-    command = " ".join(["wwwpush", *options, *map(printable, paths)])
+    command = " ".join(["wwwpush", *options, *(shlex.quote(printable(path)) for path in paths)])
     say = run.fault if run.arguments["quiet"] else _aside if run.arguments["json"] else run.say
     if show:
         say(f"would push: {command}")
@@ -157,7 +158,12 @@ def _hand_on(run: Run, owner: User, paths: Sequence[str], left: Mapping[str, str
     """Go on as the file owner."""
     options = [f"-{name}" for name in FLAGS if run.arguments[name]]
     if left:
-        options.append(f"-leave={json.dumps(dict(left))}")
+        # Not an argument: that may have 128 KiB.
+        options.append("-leave")
+        fd = os.memfd_create("left")
+        files.write_all(fd, json.dumps(dict(left)).encode())
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.dup2(fd, 0)
     program = f"{config.ROOT}/batch/{run.program}"
     _become([run.settings["install"]["sudo"], "-u", owner.name, "--", program, "-made", *options, "--", *paths])
 
@@ -169,14 +175,11 @@ def _become(command: list[str]) -> NoReturn:
         raise UnavailableError(f"cannot run {command[0]}: {reason(error)}") from error
 
 
-def _left(text: object) -> dict[str, str]:
-    if not text:
-        return {}
+def _left() -> dict[str, str]:
     try:
-        shape = json.loads(str(text))
-        return {str(path): str(why) for path, why in shape.items()}
+        return {str(path): str(why) for path, why in json.load(sys.stdin).items()}
     except (ValueError, AttributeError):
-        raise UsageError(f"cannot leave {shown(str(text))}: expected a JSON object of paths and reasons") from None
+        raise UsageError("cannot leave what stands on the standard input: expected a JSON object") from None
 
 
 def _caller(owner: User) -> User:
@@ -248,14 +251,18 @@ def _may_write(path: str, tree: Tree, caller: User) -> bool:
 def _check_writable(paths: Sequence[str], production_dir: str) -> None:
     """Refuse what this process could not do anyway, before anything is changed."""
     for path in paths:
-        there = path.rpartition("/")[0]
-        while there and development.status(production_dir, there) is None:
-            there = there.rpartition("/")[0]
-        try:
-            fd = trees.open_directory(production_dir, there)
-        except OSError as error:
-            place = printable(f"{production_dir}/{there}".rstrip("/"))
-            raise UnavailableError(f"cannot open {place}: {reason(error)}") from error
+        there, fd = path.rpartition("/")[0], -1
+        while fd < 0:
+            try:
+                fd = trees.open_directory(production_dir, there)
+            except (FileNotFoundError, NotADirectoryError, RefusedError):
+                # Missing, or what makes way for a directory: it is the one above that is written.
+                if not there:
+                    raise UnavailableError(f"cannot open {production_dir}: there is no such directory") from None
+                there = there.rpartition("/")[0]
+            except OSError as error:
+                place = printable(f"{production_dir}/{there}".rstrip("/"))
+                raise UnavailableError(f"cannot open {place}: {reason(error)}") from error
         try:
             may = os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True)
         finally:
@@ -274,9 +281,8 @@ def _rules(run: Run, given: Sequence[str]) -> str:
         path = names.tree_path(text)
         lines = []
         for tree in install.forest(run.program, run.settings):
-            there = tree.status(path) or development.status(run.settings["site"]["production_dir"], path)
-            is_directory = text.endswith("/") or (there is not None and stat.S_ISDIR(there.st_mode))
-            found = tree.protecting(path, is_directory)
+            roots = (tree.root, run.settings["site"]["production_dir"])
+            found = tree.protecting(path, text.endswith("/") or _is_directory(roots, path))
             if found is not None:
                 part, why = found
                 lines.append(f"{tree.program}: {printable(part)} is {why}")
@@ -289,9 +295,19 @@ def _rules(run: Run, given: Sequence[str]) -> str:
     return ""
 
 
+def _is_directory(roots: Iterable[str], path: str) -> bool:
+    """Tell what a path is in the first tree that has it; in one where it leads through a link, it is nothing."""
+    for root in roots:
+        with contextlib.suppress(RefusedError):
+            there = development.status(root, path)
+            if there is not None:
+                return stat.S_ISDIR(there.st_mode)
+    return False
+
+
 def _log(run: Run, paths: Sequence[str]) -> str:
     """List who installed what, when; the oldest first."""
-    records = undo.log(run.settings["site"]["state_dir"], paths)
+    records = undo.log(run.settings["site"]["state_dir"], run.fault, paths)
     if run.arguments["json"]:
         run.say(json.dumps(records))
         return ""
@@ -302,7 +318,7 @@ def _log(run: Run, paths: Sequence[str]) -> str:
             when = tickets.local(record["started"])
             run.say(f"{when} {record['user']} {record['program']}{what} {_counted(record)}{end}")
         except (KeyError, TypeError) as error:
-            raise InfoclusterError(f"cannot read a record of an install: {error}") from error
+            run.fault(f"cannot read the record {record['id']} of an install: {error}")
     return "" if records else "no install is remembered"
 
 

@@ -3,13 +3,16 @@
 
 1. `check`: every path is valid, is there, and is not left alone by a rule, or the run is refused.
 2. The path locks are taken, in common with pushes and batch jobs; what a publish left unfinished is completed.
-3. The developer's part is done, where it has not been (`prepare`), and the tree is looked at (`development`).
+3. The developer's part is done (`prepare`), where it has not been: with sudo it comes before the locks. The tree is
+   looked at (`development`).
 4. What differs is found, in size, time, permissions or the text of a link; nothing is changed yet. A bad line in any
    .wwwinstrc that has a say, also in the other development trees, ends the run here.
 5. What will be replaced or removed is kept (`undo`), what will be held is noted (`origin`).
 6. What is new or changed is put in place, then what development no longer has is removed, unless a rule of any
    development tree protects it, or another development tree installed it. A directory stays that holds such a thing.
-7. The record is completed, the locks are let go of.
+   Where something could not be read or put in place, nothing is removed.
+7. Directories get the times that they have in development, as files did; nobody is told of that. The record is
+   completed, the locks are let go of.
 
 Killed anywhere, every file is old or new, and the same run again does the rest.
 
@@ -27,7 +30,7 @@ from typing import NamedTuple
 
 from infocluster import files, names, trees
 from infocluster.config import Settings
-from infocluster.errors import ConfigError, InfoclusterError, RefusedError, UsageError, reason
+from infocluster.errors import ConfigError, RefusedError, UnavailableError, UsageError, reason
 from infocluster.locks import pathlocks
 from infocluster.publish import development, origin, place, prepare, undo
 from infocluster.publish.development import Quiet, Tree
@@ -115,6 +118,7 @@ def check(paths: Iterable[str], tree: Tree, production_dir: str, delete: bool) -
         UsageError: a whole tree is to be removed.
         RefusedError: a path is nowhere, leads through a symbolic link or is left alone by a rule.
         InfoclusterError: a rule is not in its form, or cannot be read.
+        UnavailableError: a tree cannot be read.
     """
     for path in paths:
         shown = names.printable(path)
@@ -140,9 +144,12 @@ def _check_tree(path: str, tree: Tree, there: os.stat_result | None, delete: boo
         raise UsageError(f"cannot remove {shown}: it is a whole tree")
     if there is None or not stat.S_ISDIR(there.st_mode):
         raise RefusedError(f"cannot install {shown}: {tree.root} has no tree of that name")
-    with os.scandir(f"{tree.root}/{path}") as listed:
-        if not any(True for _ in listed):
-            raise RefusedError(f"cannot install {shown}: the tree is empty in {tree.root}")
+    try:
+        is_empty = not os.listdir(f"{tree.root}/{path}")
+    except OSError as error:
+        raise UnavailableError(f"cannot read {tree.root}/{shown}: {reason(error)}") from error
+    if is_empty:
+        raise RefusedError(f"cannot install {shown}: the tree is empty in {tree.root}")
 
 
 def install(
@@ -176,14 +183,19 @@ def install(
         listing = _offered(request, around[0], conf)
         origins = origin.Origins(conf["site"]["state_dir"], request.program, request.paths)
         keep = _Keep(around, origins)
-        plan = _planned(listing, production_dir, keep)
+        aged: set[str] = set()
+        plan = _planned(listing, production_dir, keep, aged)
         for path, why in listing.left:
             counted.tell(Told("skip", path, False, why, why != trees.SPECIAL))
         kept = _kept(plan, request)
+        changes = undo.changes_of(plan, listing, production_dir)
+        if changes and conf["install"]["undo_count"] and not undo.can_keep(changes, conf):
+            say("this install cannot be undone: to keep what it replaces takes more than install.undo_mb")
         if request.show:
             counted.actions(plan, kept)
         else:
-            _work(request, record, plan, listing, origins, keep, kept, counted, conf, say, progress)
+            _work(request, record, plan, changes, listing, origins, keep, kept, counted, conf, progress)
+            _date(listing, production_dir, aged | _touched(plan))
     record |= counted.numbers | {"state": undo.FAULTS if counted.faults else undo.DONE}
     return record | {"duration_s": round(time.monotonic() - began, 3)}
 
@@ -192,13 +204,13 @@ def _work(
     request: Request,
     record: undo.Record,
     plan: list[trees.Action],
+    changes: list[undo.Change],
     listing: trees.Listing,
     origins: origin.Origins,
     keep: "_Keep",
     kept: dict[str, str],
     counted: "_Counted",
     conf: Settings,
-    say: Callable[[str], None],
     progress: Progress,
 ) -> None:
     """Do what was planned, under the locks."""
@@ -208,14 +220,14 @@ def _work(
         clear(production_dir, path)
     offer = origins.offered(listing, {action.path for action in plan if action.verb == "fail"})
     origins.note(offer)
-    changes = undo.changes_of(plan, listing, production_dir)
     if not changes and all(action.verb in ("keep", "fail") for action in plan):
         counted.actions(plan, kept)
     else:
-        if changes and not undo.keep(record, changes, conf) and conf["install"]["undo_count"]:
-            say("this install cannot be undone: it replaces more than install.undo_mb")
+        if changes:
+            undo.keep(record, changes, conf)
         with progress("installing", len(plan), "changes") as advance:
-            for action in trees.mirror(_reduced(listing, plan, kept), production_dir, durable=True, keep=keep):
+            reduced, removes = _reduced(listing, plan, kept), _is_read(listing)
+            for action in trees.mirror(reduced, production_dir, durable=True, keep=keep, removes=removes):
                 counted.action(action, kept)
                 advance(1)
     if not counted.failed:
@@ -242,9 +254,8 @@ def put_back(
         The record (see `undo`); its ``paths`` are those of the install.
 
     Raises:
+        BadInputError: what is kept, or a .wwwinstrc, is not in its form. Nothing was changed.
         UnavailableError: it is not kept any more; the locks were not free in time; the disk is full.
-        BadInputError: what is kept is not in its form.
-        InfoclusterError: all is put back, and the record of that cannot be written.
     """
     started, began = time.time(), time.monotonic()
     state_dir = conf["site"]["state_dir"]
@@ -256,7 +267,10 @@ def put_back(
         if not request.show:
             for path in of["paths"]:
                 clear(conf["site"]["production_dir"], path)
-        for action in undo.put_back(of, conf, request.show):
+            _write(of | {"state": undo.BEGUN}, conf)
+        origins = origin.Origins(state_dir, request.program, of["paths"])
+        keep = _Keep(forest(request.program, conf), origins)
+        for action in undo.put_back(of, conf, request.show, keep.spared, keep):
             # Nothing of it was to stay.
             counted.action(action, {action.path: action.reason})
             if action.verb == "install":
@@ -265,14 +279,20 @@ def put_back(
         record |= counted.numbers | {"state": undo.FAULTS if counted.faults else undo.DONE}
         record["duration_s"] = round(time.monotonic() - began, 3)
         if not request.show:
-            origin.Origins(state_dir, request.program, of["paths"]).add(restored)
-            if not counted.failed:
+            origins.add(restored)
+            _write(record, conf)
+            if counted.failed:
+                _write(of, conf)
+            else:
                 undo.forget(of, conf)
-            try:
-                undo.write(record, state_dir, conf["install"]["log_count"])
-            except OSError as error:
-                raise InfoclusterError(f"cannot write the record of this undo: {reason(error)}") from error
     return record
+
+
+def _write(record: undo.Record, conf: Settings) -> None:
+    try:
+        undo.write(record, conf["site"]["state_dir"], conf["install"]["log_count"])
+    except OSError as error:
+        raise UnavailableError(f"cannot write the record of this undo: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -300,10 +320,28 @@ def _offered(request: Request, tree: Tree, conf: Settings) -> trees.Listing:
     return listing
 
 
-def _planned(listing: trees.Listing, production_dir: str, keep: "_Keep") -> list[trees.Action]:
-    """Return what there is to do; what cannot be read is taken out of the listing before anything is changed."""
-    plan = list(trees.mirror(listing, production_dir, show=True, keep=keep))
-    unreadable: set[str] = set()
+def _planned(listing: trees.Listing, production_dir: str, keep: "_Keep", aged: set[str]) -> list[trees.Action]:
+    """Return what there is to do; what cannot be read is taken out of the listing before anything is changed.
+
+    Args:
+        listing: what development has.
+        production_dir: the production tree.
+        keep: see `trees.mirror`.
+        aged: gets the directories that have another time than in development.
+    """
+    plan = list(trees.mirror(listing, production_dir, show=True, keep=keep, aged=aged.add))
+    _drop_unreadable(listing, plan)
+    if _is_read(listing):
+        return plan
+    return list(trees.mirror(listing, production_dir, show=True, keep=keep, removes=False))
+
+
+def _is_read(listing: trees.Listing) -> bool:
+    """Tell whether all that development has could be read; else what is gone there may stand in what could not."""
+    return not any(isinstance(why, trees.Unread) for _, why in listing.left)
+
+
+def _drop_unreadable(listing: trees.Listing, plan: Iterable[trees.Action]) -> None:
     here, fd = None, -1
     try:
         for action in plan:
@@ -321,12 +359,32 @@ def _planned(listing: trees.Listing, production_dir: str, keep: "_Keep") -> list
                     here = directory
                 os.close(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd))
             except (OSError, RefusedError) as error:
-                unreadable.add(action.path)
-                development.drop(listing, action.path, reason(error) if isinstance(error, OSError) else str(error))
+                why = trees.Unread(reason(error) if isinstance(error, OSError) else str(error))
+                development.drop(listing, action.path, why)
     finally:
         if fd >= 0:
             os.close(fd)
-    return [action for action in plan if action.path not in unreadable]
+
+
+def _touched(plan: Iterable[trees.Action]) -> set[str]:
+    """Return the directories that get another time by what is done."""
+    done = [action for action in plan if action.verb in ("install", "update", "remove")]
+    made = {action.path for action in done if action.is_directory and action.verb != "remove"}
+    return made | {action.path.rpartition("/")[0] for action in done}
+
+
+def _date(listing: trees.Listing, production_dir: str, directories: Iterable[str]) -> None:
+    """Give directories that are listed whole their times; it is tried: one may be another user's."""
+    for path in directories:
+        found = development.node(listing, path)
+        if found is None or not found.whole:
+            continue
+        with contextlib.suppress(OSError, RefusedError):
+            fd = trees.open_directory(production_dir, path)
+            try:
+                os.utime(fd, ns=(os.fstat(fd).st_atime_ns, found.mtime_ns))
+            finally:
+                os.close(fd)
 
 
 def _reduced(listing: trees.Listing, plan: Iterable[trees.Action], kept: Mapping[str, str]) -> trees.Listing:
@@ -371,6 +429,11 @@ class _Keep:
         if path not in self.decided:
             self.decided[path] = None if files.is_temporary(name) else self._why(directory, name, path, mode)
         return self.decided[path]
+
+    def spared(self, path: str, is_directory: bool) -> str | None:
+        """Return why a rule of any tree has a path left alone, or something above it, or None."""
+        found = filter(None, (tree.protecting(path, is_directory) for tree in self.around))
+        return next((why for _, why in found), None)
 
     def _why(self, directory: str, name: str, path: str, mode: int) -> str | None:
         is_directory = stat.S_ISDIR(mode)
@@ -460,6 +523,7 @@ class _Counted:
             is_fault = not action.is_directory or _is_quiet(action)
             self.tell(Told("skip", action.path, action.is_directory, action.reason, is_fault))
         elif action.reason == trees.NOT_ALL:
+            self.failed = True
             self.tell(Told("skip", action.path, action.is_directory, action.reason, True))
 
 
@@ -472,6 +536,9 @@ def clear(production_dir: str, path: str) -> None:
     Args:
         production_dir: the production tree.
         path: a tree path whose lock the caller holds.
+
+    Raises:
+        UnavailableError: it cannot be removed.
     """
     directory, _, name = path.rpartition("/")
     if len(name) > NAME_LIMIT:
@@ -490,5 +557,8 @@ def clear(production_dir: str, path: str) -> None:
                     shutil.rmtree(found, dir_fd=fd)
                 else:
                     os.unlink(found, dir_fd=fd)
+    except OSError as error:
+        place = names.printable(f"{production_dir}/{directory}")
+        raise UnavailableError(f"cannot clear what a killed run left in {place}: {reason(error)}") from error
     finally:
         os.close(fd)

@@ -16,7 +16,8 @@ Shape: text, one entry a line. Blanks round an entry count for nothing; empty li
         *.svg
         archive/
 
-A file with a bad line counts for nothing at all: the run stops before anything is changed.
+A byte order mark at the beginning counts for nothing. A file with a bad line counts for nothing at all: the run stops
+before anything is changed.
 
 Source: documentation of the gather directories and of wwwinst; fnmatch(3), glob(7).
 """
@@ -32,6 +33,8 @@ from infocluster.names import printable, shown
 
 NAME = ".wwwinstrc"
 LIMIT_BYTES = 1 << 20
+# Some editors begin a text in UTF-8 with it.
+MARK = "\ufeff"
 
 
 class Rule:
@@ -88,7 +91,7 @@ def parse(text: str, file: str) -> Rules:
     """
     rules = []
     # Not splitlines(): it would take a form feed or U+2028 for the end of a line.
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text.removeprefix(MARK).split("\n"), 1):
         entry = line.removesuffix("\r").strip(" \t")
         if not entry or entry.startswith("#"):
             continue
@@ -130,7 +133,7 @@ def read(root: str, path: str, directory_fd: int | None = None) -> Rules:
 def entry_for(name: str) -> str:
     """Return the line that protects exactly this name."""
     quoted = "".join(f"[{character}]" if character in "*?[" else character for character in name)
-    if quoted[:1] in ("#", " "):
+    if quoted[:1] in ("#", " ", MARK):
         quoted = f"[{quoted[0]}]{quoted[1:]}"
     if quoted.endswith(" "):
         quoted = quoted[:-1] + "[ ]"

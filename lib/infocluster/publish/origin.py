@@ -123,18 +123,17 @@ class Origins:
         left: set[str] = set()
         for path, found in development.directories(listing):
             left.update(trees.join(path, name) for name in found.left)
+            held = self.held.get(path, frozenset())
+            there = [name for name, below in found.directories.items() if below.mode != trees.ABSENT]
+            names = [*found.entries, *there, *found.left]
+            if failing:
+                names = [name for name in names if name in held or trees.join(path, name) not in failing]
             if found.whole:
-                names = [*found.entries, *found.directories, *found.left]
-                if failing:
-                    held = self.held.get(path, frozenset())
-                    names = [name for name in names if name in held or trees.join(path, name) not in failing]
                 offer.whole[path] = _packed(names)
                 continue
-            there = [name for name, below in found.directories.items() if below.mode != trees.ABSENT]
-            add = {*found.entries, *there, *found.left}
-            if add - self.held.get(path, frozenset()):
-                offer.add[path] = add
-            if found.absent & self.held.get(path, frozenset()):
+            if not held.issuperset(names):
+                offer.add[path] = set(names)
+            if found.absent & held:
                 offer.strike[path] = found.absent
         offer.gone.extend(path for path in self._below if path not in offer.whole and not _is_below(path, left))
         return offer

@@ -9,12 +9,12 @@ Shape: ``STATE_DIR/install/log/ID.json``, one JSON object; ID is the UTC time of
          "install": 3, "update": 1, "remove": 0, "skip": 0}
 
     ``what`` is ``install``, ``delete`` or ``undo`` (``undoes`` then has the ID of the install that was undone);
-    ``state`` is ``begun`` until the end, then ``done``, or ``faults`` where something was skipped that should not
-    have been, and ``undone`` when it was. A run that had nothing to do leaves none.
+    ``state`` is ``begun`` until the end, and again while it is undone, then ``done``, or ``faults`` where something
+    was skipped that should not have been, and ``undone`` when it was. A run that had nothing to do leaves none.
 
-    ``STATE_DIR/install/undo/ID.BYTES/`` is there as long as it can be undone. BYTES counts what ``tree/`` holds: each
-    file that was replaced or removed, under its tree path, as a hard link where production is on the same file
-    system, else as a copy. ``changes.json`` beside it says what there was and what came::
+    ``STATE_DIR/install/undo/ID.BYTES/`` is there as long as it can be undone. BYTES counts what it holds: ``tree/``
+    has each file that was replaced or removed, under its tree path, as a hard link where production is on the same
+    file system, else as a copy. ``changes.json`` beside it says what there was and what came::
 
         [["update", "world/sample/index.html", [33204, 812, 1763838251250000000, ""], [33204, 907, 1763..., ""]],
          ["install", "world/sample/new", null, [40960, 0, 0, "http://host/x"]]]
@@ -23,7 +23,8 @@ Shape: ``STATE_DIR/install/log/ID.json``, one JSON object; ID is the UTC time of
 
 Both are bounded: [install] undo_count and undo_mb, log_count; the oldest goes first. What an install replaced is kept
 before anything is replaced, so that one that was killed can be undone as well. An undo puts back only what still is
-as that install left it.
+as that install left it, and leaves alone what an install would: what a rule protects by then, and, where it would
+remove it, what another development tree holds.
 
 Source: link(2), inode(7), rename(2).
 """
@@ -33,7 +34,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ MB = 1 << 20
 # A hard link may be refused for these; a copy serves as well.
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP})
 _KIND_AND_PERMISSIONS = 0o170777
+_FIELDS = frozenset({"id", "program", "user", "uid", "started", "what", "state"})
 
 Record = dict[str, Any]
 
@@ -91,8 +93,14 @@ def record(program: str, user: str, uid: int, started: float, what: str, paths: 
     }
 
 
-def keep(record: Record, changes: Sequence[Change], conf: Settings) -> bool:
-    """Keep what an install is about to replace, and its record; tell whether it can be undone.
+def can_keep(changes: Sequence[Change], conf: Settings) -> bool:
+    """Tell whether [install] undo_count and undo_mb let what an install is about to replace be kept."""
+    install = conf["install"]
+    return bool(install["undo_count"] > 0 and _size(changes) <= install["undo_mb"] * MB)
+
+
+def keep(record: Record, changes: Sequence[Change], conf: Settings) -> None:
+    """Keep what an install is about to replace, as far as it can be kept, and its record.
 
     Args:
         record: what `record` returned.
@@ -103,23 +111,22 @@ def keep(record: Record, changes: Sequence[Change], conf: Settings) -> bool:
         UnavailableError: it cannot be kept; nothing was changed.
     """
     install, state_dir = conf["install"], conf["site"]["state_dir"]
-    size = sum(change.old[1] for change in changes if change.old is not None and _is_replaced(change))
-    can_undo = bool(install["undo_count"] > 0 and size <= install["undo_mb"] * MB)
+    size, can_undo = _size(changes), can_keep(changes, conf)
     place = f"{_undo_dir(state_dir)}/{record['id']}.{size}"
     try:
-        write(record, state_dir, install["log_count"])
         if can_undo:
             origin.make_directory(_undo_dir(state_dir))
             _make_room(_undo_dir(state_dir), install["undo_count"] - 1, install["undo_mb"] * MB - size)
-            os.makedirs(f"{place}/tree")
+            _make_shared(_undo_dir(state_dir), f"{record['id']}.{size}/tree")
             _save(changes, conf["site"]["production_dir"], f"{place}/tree")
             # Durable, and with it what was linked and made before.
-            _write_changes(place, changes, True)
+            _write_changes(place, changes)
+        # Last: an install that is on record and not kept has changed something.
+        write(record, state_dir, install["log_count"])
     except OSError as error:
         if can_undo:
             _remove(place)
         raise UnavailableError(f"cannot keep what is replaced in {place}: {reason(error)}") from error
-    return can_undo
 
 
 def settle(record: Record, changes: Sequence[Change], conf: Settings) -> None:
@@ -132,7 +139,7 @@ def settle(record: Record, changes: Sequence[Change], conf: Settings) -> None:
     place = _place(state_dir, record["id"])
     try:
         if place is not None:
-            _write_changes(place, [*_now(changes, conf["site"]["production_dir"])], False)
+            _write_changes(place, _now(changes, conf["site"]["production_dir"]))
         write(record, state_dir, conf["install"]["log_count"])
     except OSError as error:
         raise UnavailableError(f"cannot write the record of this install: {reason(error)}") from error
@@ -146,39 +153,33 @@ def write(record: Record, state_dir: str, kept: int) -> None:
     """
     log_dir = _log_dir(state_dir)
     origin.make_directory(log_dir)
-    files.replace(f"{log_dir}/{record['id']}.json", json.dumps(record).encode() + b"\n", RECORD_MODE, False)
+    files.replace(f"{log_dir}/{record['id']}.json", json.dumps(record).encode() + b"\n", RECORD_MODE)
     for name in _listed(log_dir)[:-kept]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{log_dir}/{name}")
 
 
-def log(state_dir: str, paths: Sequence[str] = ()) -> list[Record]:
+def log(state_dir: str, fault: Callable[[str], object], paths: Sequence[str] = ()) -> list[Record]:
     """Return the records, the oldest first.
 
     Args:
         state_dir: STATE_DIR.
+        fault: gets a line for each that is not in its form.
         paths: only those that are about one of these, or something above or below it.
 
     Raises:
         UnavailableError: they cannot be read.
-        BadInputError: one is not in its form.
     """
-    found = []
+    every = []
     for name in _listed(_log_dir(state_dir)):
-        file = f"{_log_dir(state_dir)}/{name}"
         try:
-            shape = json.loads(files.read(file))
-            if shape["format"] != FORMAT or not isinstance(shape["paths"], list):
-                raise ValueError
-        except FileNotFoundError:
+            found = _read_record(f"{_log_dir(state_dir)}/{name}")
+        except BadInputError as error:
+            fault(str(error))
             continue
-        except OSError as error:
-            raise UnavailableError(f"cannot read {file}: {reason(error)}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInputError(f"cannot read {file}: it is no record of an install") from error
-        if not paths or pathlocks.conflicts(shape["paths"], paths):
-            found.append(shape)
-    return found
+        if found is not None and (not paths or pathlocks.conflicts(found["paths"], paths)):
+            every.append(found)
+    return every
 
 
 def last(state_dir: str, program: str, uid: int, paths: Sequence[str]) -> Record:
@@ -188,22 +189,30 @@ def last(state_dir: str, program: str, uid: int, paths: Sequence[str]) -> Record
         state_dir: STATE_DIR.
         program: whose installs are looked at.
         uid: whose own, where no paths are given.
-        paths: of anybody, about one of these.
+        paths: of anybody, one that changed something at or below one of these.
 
     Raises:
-        RefusedError: there is none.
-        InfoclusterError: as `log`.
+        RefusedError: there is none, or the newest is not kept: to undo an older one would undo the wrong one.
+        UnavailableError, BadInputError: a record, or what is kept, cannot be read.
     """
-    for found in reversed(log(state_dir, paths)):
-        if found["program"] != program or found["what"] == "undo" or found["state"] == UNDONE:
-            continue
-        if (paths or found["uid"] == uid) and _place(state_dir, found["id"]) is not None:
-            return found
     whose = f"of {pathlocks.listed(paths)}" if paths else "of yours"
+    for name in reversed(_listed(_log_dir(state_dir))):
+        found = _read_record(f"{_log_dir(state_dir)}/{name}")
+        if found is None or found["program"] != program or found["what"] == "undo" or found["state"] == UNDONE:
+            continue
+        if not (pathlocks.conflicts(found["paths"], paths) if paths else found["uid"] == uid):
+            continue
+        place = _place(state_dir, found["id"])
+        if place is None:
+            raise RefusedError(f"cannot undo {found['id']}, the last install {whose}: it is not kept")
+        if not paths or _is_about(_read_changes(place), paths):
+            return found
     raise RefusedError(f"cannot undo: no install {whose} by {program} is kept")
 
 
-def put_back(of: Record, conf: Settings, show: bool) -> Iterator[trees.Action]:
+def put_back(
+    of: Record, conf: Settings, show: bool, spared: Callable[[str, bool], str | None], keep: trees.Leave
+) -> Iterator[trees.Action]:
     """Put back what an install replaced, and remove what it put in place, where that still is as it left it.
 
     The caller holds the path locks of the install.
@@ -212,6 +221,8 @@ def put_back(of: Record, conf: Settings, show: bool) -> Iterator[trees.Action]:
         of: its record.
         conf: the settings.
         show: whether to change nothing and only tell what would be done.
+        spared: called with a path and whether it is a directory; returns why it is left alone by now, or None.
+        keep: the same for what would be removed, see `trees.Leave`.
 
     Raises:
         UnavailableError: it is not kept any more, or cannot be put back.
@@ -222,17 +233,27 @@ def put_back(of: Record, conf: Settings, show: bool) -> Iterator[trees.Action]:
         raise UnavailableError(f"cannot undo {of['id']}: it is not kept any more")
     production_dir = conf["site"]["production_dir"]
     todo: list[Change] = []
-    for change, now in _with_now(_read_changes(place), production_dir):
-        if _is_as(now, change.new, change):
-            todo.append(change)
+    changes = _read_changes(place)
+    for change, now in _with_now(changes, production_dir):
+        # What makes way for another kind of thing is gone before that stands.
+        is_between = now is None and of["state"] == BEGUN
+        if is_between or _is_as(now, change.new, change):
+            is_directory = any(entry is not None and _is_directory(entry) for entry in (change.old, change.new))
+            why = spared(change.path, is_directory)
+            if why is None:
+                todo.append(change)
+            else:
+                yield trees.Action("keep", change.path, is_directory, 0, why)
         elif not _is_as(now, change.old, change):
             yield trees.Action("fail", change.path, False, 0, CHANGED)
-    removable = {change.path for change in todo if change.old is None or _makes_way(change)}
+    removable = {change.path for change in todo}
 
-    def others(directory: str, name: str, _mode: int) -> str | None:
-        return None if trees.join(directory, name) in removable else CHANGED
+    def others(directory: str, name: str, mode: int) -> str | None:
+        if any(map(files.is_temporary, directory.split("/"))):
+            return None
+        return keep(directory, name, mode) if trees.join(directory, name) in removable else CHANGED
 
-    listing = _listing(todo, f"{place}/tree")
+    listing = _listing(todo, [*_unfinished(changes, of["paths"], production_dir)], f"{place}/tree")
     yield from trees.mirror(listing, production_dir, show=show, durable=True, keep=others)
     for change in todo:
         if change.old is not None and _is_mode(change):
@@ -306,6 +327,31 @@ def _listed(directory: str) -> list[str]:
         raise UnavailableError(f"cannot read {directory}: {reason(error)}") from error
 
 
+def _read_record(file: str) -> Record | None:
+    """Return a record, None where it went meanwhile."""
+    try:
+        shape = json.loads(files.read(file))
+        if shape["format"] != FORMAT or not isinstance(shape["paths"], list) or not shape.keys() >= _FIELDS:
+            raise ValueError
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UnavailableError(f"cannot read {file}: {reason(error)}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"cannot read {file}: it is no record of an install") from error
+    found: Record = shape
+    return found
+
+
+def _is_about(changes: Iterable[Change], paths: Sequence[str]) -> bool:
+    """Tell whether something was changed at or below one of some paths."""
+    return any(
+        change.old != change.new and (change.path == path or change.path.startswith(path + "/"))
+        for change in changes
+        for path in paths
+    )
+
+
 def _place(state_dir: str, number: str) -> str | None:
     for name in _listed(_undo_dir(state_dir)):
         if name.rpartition(".")[0] == number and os.path.exists(f"{_undo_dir(state_dir)}/{name}/changes.json"):
@@ -329,6 +375,15 @@ def _remove(place: str, ignore_errors: bool = True) -> None:
     shutil.rmtree(place, ignore_errors)
 
 
+def _make_shared(top: str, path: str) -> None:
+    """Make directories in which the group of the state directory may put and remove things."""
+    for name in path.split("/"):
+        top = f"{top}/{name}"
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(top, 0o700)
+            os.chmod(top, origin.DIRECTORY_MODE)
+
+
 def _bytes(name: str) -> int:
     number = name.rpartition(".")[2]
     return int(number) if number.isdecimal() else 0
@@ -345,7 +400,7 @@ def _save(changes: Sequence[Change], production_dir: str, tree: str) -> None:
     """Keep what is replaced, in directories like production's; what had other permissions only needs no more."""
     files_and_links = [change for change in changes if change.old is not None and not _is_directory(change.old)]
     for directory, fd, alike in _by_directory(files_and_links, production_dir):
-        os.makedirs(f"{tree}/{directory}", exist_ok=True)
+        _make_shared(tree, directory)
         for change in filter(_is_replaced, alike):
             name = change.path.rpartition("/")[2]
             try:
@@ -367,6 +422,9 @@ def _by_directory(changes: Sequence[Change], production_dir: str) -> Iterator[tu
         except (FileNotFoundError, NotADirectoryError, RefusedError):
             yield directory, -1, alike
             continue
+        except OSError as error:
+            place = names.printable(f"{production_dir}/{directory}")
+            raise UnavailableError(f"cannot open {place}: {reason(error)}") from error
         try:
             yield directory, fd, alike
         finally:
@@ -385,9 +443,18 @@ def _copy(fd: int, name: str, target: str) -> None:
         os.fsync(writing.fileno())
 
 
-def _write_changes(place: str, changes: Iterable[Change], durable: bool) -> None:
-    shape = [[change.verb, change.path, change.old, change.new] for change in changes]
-    files.replace(f"{place}/changes.json", json.dumps(shape).encode(), RECORD_MODE, durable)
+def _size(changes: Iterable[Change]) -> int:
+    """Return how many bytes it takes to keep what is replaced, hard links counted as copies."""
+    replaced = sum(change.old[1] for change in changes if change.old is not None and _is_replaced(change))
+    return replaced + len(_text(changes))
+
+
+def _text(changes: Iterable[Change]) -> bytes:
+    return json.dumps([[change.verb, change.path, change.old, change.new] for change in changes]).encode()
+
+
+def _write_changes(place: str, changes: Iterable[Change]) -> None:
+    files.replace(f"{place}/changes.json", _text(changes), RECORD_MODE)
 
 
 def _read_changes(place: str) -> list[Change]:
@@ -459,11 +526,25 @@ def _makes_way(change: Change) -> bool:
     return old is not None and new is not None and not _is_directory(old) and _is_directory(new)
 
 
-def _listing(todo: Sequence[Change], source: str) -> trees.Listing:
-    """Return what an undo puts back as a listing; its files are in the source."""
+def _unfinished(changes: Sequence[Change], paths: Sequence[str], production_dir: str) -> Iterator[str]:
+    """Yield what a run that was killed left under temporary names below the paths whose locks are held."""
+    for directory, fd, _ in _by_directory(changes, production_dir):
+        if fd >= 0 and any(directory == path or directory.startswith(path + "/") for path in paths):
+            yield from (trees.join(directory, name) for name in os.listdir(fd) if files.is_temporary(name))
+
+
+def _listing(todo: Sequence[Change], gone: Iterable[str], source: str) -> trees.Listing:
+    """Return what an undo puts back as a listing; its files are in the source.
+
+    Args:
+        todo: what is put back.
+        gone: what goes besides.
+        source: what is kept.
+    """
     listing = trees.Listing(source)
     tops = {change.path for change in todo if _makes_way(change)}
     tops |= {change.path for change in todo if change.old is None}
+    todo = [*todo, *(Change("remove", path, None, None) for path in gone)]
     for change in sorted(todo, key=lambda change: change.path.split("/")):
         *above, name = change.path.split("/")
         # What is in a directory that goes, goes with it.
