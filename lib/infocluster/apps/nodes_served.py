@@ -36,6 +36,8 @@ UPDATES = "Updates"
 REQUEST_LIMIT_BYTES = 8192
 READ_S = 1.0
 WAITING = 64
+# Those who wait are answered for so long at least, also where there is no time to wait for others.
+ANSWERS_S = 0.2
 
 Asked = Callable[[dict[str, str]], "tuple[int, bytes, bytes | None]"]
 
@@ -173,22 +175,24 @@ class Listener:
             raise ConfigError(f"cannot listen at {path}: {reason(error)}") from error
 
     def serve(self, wait_s: float, asked: Asked) -> None:
-        """Answer what comes within so many seconds."""
-        end = time.monotonic() + wait_s
+        """Answer what comes within so many seconds; who comes later waits for the next call."""
         if self._socket is None:
             time.sleep(wait_s)
             return
-        while True:
-            ready, _, _ = select.select([self._socket], [], [], max(0.0, end - time.monotonic()))
+        now = time.monotonic()
+        end, last = now + wait_s, now + max(wait_s, ANSWERS_S)
+        while now < last:
+            ready, _, _ = select.select([self._socket], [], [], max(0.0, end - now))
             if not ready:
                 return
-            connection, _ = self._socket.accept()
-            with connection:
-                connection.settimeout(READ_S)
-                try:
+            try:
+                connection, _ = self._socket.accept()
+                with connection:
+                    connection.settimeout(READ_S)
                     self._answer(connection, asked)
-                except OSError:  # it left, or was too slow: it answers from what was published
-                    continue
+            except OSError:  # it left, or was too slow: it answers from what was published
+                pass
+            now = time.monotonic()
 
     def _answer(self, connection: socket.socket, asked: Asked) -> None:
         text = b""
