@@ -80,7 +80,7 @@ class Rounds:
         self.settings = run.settings
         self.own: dict[str, Any] = run.settings["aggregate"]
         self.control = control
-        self.updated = self.tidied = self.published = 0.0
+        self.updated = self.tidied = self.published = self.marked = 0.0
         self._is_news = True
         # What was published, by name; a digest of it, or the mark by which an aggregator says that it is the same.
         self._placed: dict[str, str] = {}
@@ -97,7 +97,7 @@ class Rounds:
             taken += more
         told = self.control.update()
         self.control.tidy()
-        self.publish(time.time(), True)
+        self.publish(self.control.clock(), True)
         return f"{taken} report{'s' * (taken != 1)} read, {len(told)} update{'s' * (len(told) != 1)}"
 
     def serve(self, listener: "nodes_served.Listener") -> None:
@@ -106,12 +106,12 @@ class Rounds:
             try:
                 taken = self.control.take()
                 self._is_news = self._is_news or bool(taken)
-                now = time.time()
+                now = self.control.clock()
                 if now >= self.updated + self.own["update_period_s"]:
                     self.updated = now
                     self._is_news = bool(self.control.update()) or self._is_news
                     if self._is_news or now >= self.published + AGES_S:
-                        self.publish(now, now >= self.tidied + TIDY_S)
+                        self.publish(now, now >= self.marked + TIDY_S)
                 if now >= self.tidied + TIDY_S:
                     self.tidied = now
                     self.control.tidy()
@@ -133,7 +133,7 @@ class Rounds:
     def updates(self) -> dict[str, Any]:
         """Return the document of updates, see `nodes_served`."""
         opened = self.control.store
-        return nodes_served.document(opened.epoch, opened.updates(), opened.nodes(), time.time())
+        return nodes_served.document(opened.epoch, opened.updates(), opened.nodes(), self.control.clock())
 
     def publish(self, now: float, has_marks: bool) -> None:
         """Put what changed into the production tree; what cannot be is told, and tried again in the next round."""
@@ -157,6 +157,7 @@ class Rounds:
             if has_marks:
                 marks = {f"{self.own['app']}.queue": self.control.marks()}
                 place.publish(self.settings["gather"]["marks"], marks, self.settings, self.run.say)
+                self.marked = now
             if self.own["metrics_file"]:
                 files.replace(self.own["metrics_file"], contents["metrics.txt"], METRICS_MODE, durable=False)
             self.published = now
