@@ -275,7 +275,7 @@ def test_counters_know_their_course_and_what_a_day_added(tmp_path: Path) -> None
         known = control.instances["Counters"].known["node1"]["hits"]  # type: ignore[attr-defined]
         assert sum(added for _, added in known["days"]) == 50 + 20 + 30 + 10
         assert len(control.store.aside()) == 1
-        (section,) = control.ask("Counters", "sections", start + 300.0)
+        (section,) = control.ask("Counters", "sections", dict, start + 300.0)
         assert section["rows"][0][:3] == ["node1", "hits", "40"] and "<svg" in section["pictures"][0][1]
 
 

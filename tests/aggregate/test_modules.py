@@ -7,6 +7,7 @@ import pytest
 
 from infocluster.aggregate import modules
 from infocluster.aggregate.base import Aggregator
+from infocluster.aggregate.calls import Clock
 
 IMPORT = "from infocluster.aggregate.base import Aggregator, Collector\n"
 
@@ -20,7 +21,7 @@ def put(directory: Path, name: str, text: str) -> Path:
 
 
 def load(directory: Path, *required: str) -> tuple[list[str], list[str]]:
-    loaded = modules.load([str(directory)], required, Aggregator)
+    loaded = modules.load([str(directory)], required, Aggregator, Clock(0.3))
     return [found.__name__ for found in loaded.classes], loaded.faults
 
 
@@ -55,6 +56,12 @@ def test_classes_come_behind_what_they_depend_on_and_others_are_not_run(tmp_path
         ("class A(Aggregator): pass\n\n\n1 / 0\n", "A", "a.py:5: cannot load it: ZeroDivisionError"),
         ("import nothing_of_this_name\nclass A(Aggregator): pass\n", "A", "a.py:2: cannot load it: ModuleNotFound"),
         ("class A(Aggregator): pass\nraise SystemExit\n", "A", "a.py:3: cannot load it: it wants to leave"),
+        ("class A(Aggregator): pass\n\nwhile True: pass\n", "A", "a.py:4: cannot load it: not done after 0.3 s"),
+        (
+            "class A(Aggregator): DEPENDS = None\n",
+            "A",
+            "a.py:2: cannot load 'DEPENDS, which is no plain list of names'",
+        ),
         ("class A(Aggregator:\n", "A", "a.py:2: cannot load it"),
         ("class A(Collector): pass\n", "A", "a.py:2: cannot load A: it is no subclass of Aggregator"),
         ("class A(Aggregator): pass\nclass Twice(Aggregator): pass\n", "Twice", "it is defined twice, in"),
@@ -70,7 +77,7 @@ def test_fault_names_file_and_line_and_others_are_loaded(tmp_path: Path, text: s
 
 def test_own_class_takes_the_place_of_a_built_in_one(tmp_path: Path) -> None:
     put(tmp_path / "m", "a.py", "class Counters(Aggregator): mine = True\n")
-    loaded = modules.load([str(tmp_path / "m")], ["Counters"], Aggregator)
+    loaded = modules.load([str(tmp_path / "m")], ["Counters"], Aggregator, Clock(1))
     assert not loaded.faults and vars(loaded.classes[0])["mine"]
 
 

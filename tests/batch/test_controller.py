@@ -7,10 +7,33 @@ import time
 
 from aggregate.house import files_report
 from conftest import Site
-from infocluster.aggregate import wire
+from infocluster.aggregate import answers, wire
 from infocluster.queue.simple import Simple
 
 PUSH = '[aggregate]\npush = true\nmetrics_file = "{root}/metrics.prom"\naggregators = ["FileProcessor"]\n'
+
+
+# Each is wrong in one thing, and the last in none.
+FAULTY = {
+    "Pictured": "def sections(self, now): yield {'id': 'a', 'title': 'A', 'pictures': ['<svg></svg>']}",
+    "Nameless": "def sections(self, now): yield {'title': 'B'}",
+    "Blank": "def sections(self, now): yield {'id': 'my files', 'title': 'C'}",
+    "Textual": "def published(self): yield 'Sum'",
+    "Numeric": "def published(self): yield {'type': 5}",
+    "Dated": "requesttypes = 'Dated',; processREQUEST = lambda self, msg: [{'modtime': 1e300}]",
+    "Types": "requesttypes = 5",
+    "Told": "updatetype = 'no name'; getUpdateMessage = lambda self: 1",
+    "Odd": "def doUpdates(self, now): return 'Odd', type('X', (), {'SerializeToString': 1})()",
+    "Labelled": "def metrics(self, now): yield 'one', 'Help.', {'no good': '1'}, 2",
+    "Dotted": "def metrics(self, now): yield 'a-b.c', 'Help.', {}, 2",
+    "Borrowed": "def metrics(self, now): yield 'revision', 'Help.', {}, 2",
+    "Measured": "def metrics(self, now): yield 'measured', 'Help.', {'n': 1}, 'much'",
+    "Good": """def sections(self, now):
+        yield {'id': 'good', 'title': 'Good', 'pictures': [('P', '<svg id="p"></svg>')]}
+    def metrics(self, now): yield 'good', 'Help.', {'n': 1}, 2
+    def published(self): yield from ({'type': 'Good', 'n': str(n)} for n in range(2))
+    def process_GET_Good(self, msg): return msg.fields['n']""",
+}
 
 
 def put(site: Site, server: str, message: wire.Message, age_s: float) -> None:
@@ -76,3 +99,24 @@ def test_module_that_cannot_be_loaded_is_told_and_the_others_run(site: Site) -> 
     assert done.returncode == 1 and f"{modules}/bad.py:3: cannot load it: ZeroDivisionError" in done.stderr
     assert done.stdout.endswith("controller: 1 report read, 1 update\n")
     assert site.batch("controller").returncode == 64
+
+
+def test_aggregator_that_gives_what_nobody_can_use_is_told_and_the_others_are_published(site: Site) -> None:
+    modules = site.root / "modules"
+    modules.mkdir(mode=0o755)
+    text = "".join(f"class {name}(Aggregator):\n    {body}\n" for name, body in FAULTY.items())
+    (modules / "own.py").write_text("from infocluster.aggregate.base import Aggregator\n" + text)
+    named = ", ".join(f'"{name}"' for name in FAULTY)
+    site.configure(f'[aggregate]\nmodule_dirs = ["{modules}"]\naggregators = [{named}]\n')
+    done = site.batch("controller", "-once")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stdout.endswith("controller: 0 reports read, 0 updates\n")
+    for name in FAULTY:
+        assert (f" {name}" in done.stderr) is (name != "Good"), (name, done.stderr)
+    nodes = site.production / "world/nodes"
+    assert '<svg id="p">' in (nodes / "index.html").read_text()
+    metrics = (nodes / "metrics.txt").read_text()
+    assert 'infocluster_good{n="1"} 2.0\n' in metrics
+    assert metrics.count("Help.") == 1 and "infocluster_revision 0.0\n" in metrics
+    for n in range(2):
+        assert json.loads((nodes / answers.answer_name({"type": "Good", "n": str(n)})).read_text()) == str(n)

@@ -34,6 +34,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from infocluster import names
+
 if TYPE_CHECKING:
     from infocluster.aggregate.wire import Message
 
@@ -143,8 +145,9 @@ class Aggregator(Module):
         """Return what the page shows of this aggregator.
 
         Each section is ``{"id": "files", "title": "Files", "head": ["Name", "Size"], "rows": [["a.txt", "12"]],
-        "pictures": [svg, ...], "text": "..."}``; all but id and title may be left out. A cell is a text, or a pair of
-        a text and an address.
+        "pictures": [["Sizes", svg], ...], "text": "..."}``; all but id and title may be left out. The id is a name, a
+        picture a pair of its title and SVG text, a cell a text, or a pair of a text and the query of a request
+        (``?type=File&name=a.txt``) that it leads to. What is anything else is told, and left out.
         """
         return ()
 
@@ -189,14 +192,27 @@ def updates(module: Aggregator, now: float) -> list[tuple[str, Any]]:
     """Return what a module has to tell now, as (type, what).
 
     Raises:
-        TypeError: doUpdates returned something else.
+        TypeError: doUpdates returned something else, or a type is no name.
     """
     told = []
     if module.updatetype:
         told.append((module.updatetype, module.getUpdateMessage()))
     hook = getattr(module, "doUpdates", None)
     told += pairs(hook(now)) if callable(hook) else []
+    if not all(names.is_name(name) for name, _ in told):
+        raise TypeError("the type of an update is no name")
     return [(name, what) for name, what in told if what is not None]
+
+
+def query(told: Any) -> dict[str, str]:
+    """Return one of the requests that `published` gave.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(told, dict) or not all(isinstance(text, str) for pair in told.items() for text in pair):
+        raise TypeError("expected a request such as {'type': 'File', 'name': 'a.txt'}")
+    return dict(told)
 
 
 def pairs(told: Any) -> list[tuple[str, Any]]:

@@ -13,17 +13,19 @@ the report is set aside with the reason. One that was late `LATE_LIMIT` times ge
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from infocluster.aggregate import answers, base, modules, reports, wire
 from infocluster.aggregate.calls import CallError, Clock
 from infocluster.aggregate.reports import Element
 from infocluster.aggregate.store import DAY_S, Store
-from infocluster.errors import InfoclusterError, UnavailableError, reason
+from infocluster.errors import UnavailableError, reason
 
 BATCH = 256
 LATE_LIMIT = 3
 UPDATE_LIMIT_BYTES = 4 << 20
+# What is told instead of an update over that, as JSON and protobuf.
+LARGE = (b'{"large": true}', None)
 # Bytes of a message beside its body.
 HEAD_BYTES = 1 << 13
 
@@ -37,6 +39,7 @@ NO_AGGREGATOR = "no aggregator"
 ASIDE = "set aside"
 
 Say = Callable[[str], None]
+Shaped = TypeVar("Shaped")
 
 
 class _FailedError(Exception):
@@ -72,7 +75,7 @@ class Controller:
         self._late: dict[str, int] = {}
         gather = settings["gather"]
         self.queues = reports.Queues(gather["gather_dir"], gather["host"], self.own["app"])
-        loaded = modules.load(self.own["module_dirs"], self.own["aggregators"], base.Aggregator)
+        loaded = modules.load(self.own["module_dirs"], self.own["aggregators"], base.Aggregator, self._calls)
         for line in loaded.faults:
             self.fault(line)
         self._classes = loaded.classes
@@ -97,6 +100,8 @@ class Controller:
             instance._others = self.instances  # type: ignore[assignment] # aggregators are modules
             try:
                 self._calls.call(instance.__init__)  # type: ignore[misc] # a new instance's own
+                if isinstance(instance, base.Aggregator):
+                    self._calls.call(base.requests, instance, "")  # what it says of itself can be used
             except CallError as error:
                 self.fault(f"cannot make {name}: {error}; it gets nothing in this run")
                 self._classes.remove(made)
@@ -279,17 +284,16 @@ class Controller:
         if self._late.get(name, 0) >= LATE_LIMIT:
             return []
         try:
-            pairs = self._calls.call(base.updates, instance, now)
+            made = self._calls.call(_updates, instance, now)
             self._calls.call(instance.keep)
-            for kind, what in pairs:
-                content, pb = answers.encoded(kind, what)
-                if len(content) > UPDATE_LIMIT_BYTES:
-                    self.fault(f"cannot tell {kind} of {name}: {len(content)} bytes")
-                    content, pb = b'{"large": true}', None
-                told.append(self.store.tell(now, kind, content, pb, self.own["updates_count"]))
-        except (CallError, InfoclusterError) as error:
-            why = error if isinstance(error, CallError) else CallError(str(error))
-            raise _FailedError(name, "", why) from error
+            for kind, json, pb in made:
+                forms = (json, pb)
+                if len(json) > UPDATE_LIMIT_BYTES:
+                    self.fault(f"cannot tell {kind} of {name}: {len(json)} bytes")
+                    forms = LARGE
+                told.append(self.store.tell(now, kind, *forms, self.own["updates_count"]))
+        except CallError as error:
+            raise _FailedError(name, "", error) from error
         return told
 
     def answer(self, query: dict[str, str]) -> tuple[bytes, bytes | None] | None:
@@ -315,24 +319,40 @@ class Controller:
                 # What an aggregator keeps while it answers is no report's effect: it is not kept.
                 self.store.db.execute("SAVEPOINT asked")
                 try:
-                    told = self._calls.call(process, message)
+                    told: tuple[bytes, bytes | None] | None = self._calls.call(_answer, process, message)
                 finally:
                     self.store.db.execute("ROLLBACK TO asked")
                     self.store.db.execute("RELEASE asked")
-                return None if told is None else answers.encoded(message.type, told)
-            except (CallError, InfoclusterError) as error:
+                return told
+            except CallError as error:
                 self._renew()
                 self.fault(f"{name} cannot answer {message.type}: {error}")
                 raise UnavailableError(f"cannot answer {message.type}: {error}") from error
         return None
 
-    def ask(self, name: str, method: str, *arguments: Any) -> list[Any]:
-        """Return what a method of an aggregator yields, [] where it fails."""
+    def ask(self, name: str, method: str, shape: Callable[[Any], Shaped], *arguments: Any) -> list[Shaped]:
+        """Return what a method of an aggregator yields; what fails is told, and left out.
+
+        Args:
+            name: the aggregator's.
+            method: the method's.
+            shape: makes of one that it yields what the caller needs, or raises.
+            arguments: of the method.
+        """
+        found = self.attempt(f"ask {name} for its {method}", lambda: list(self._bound(name, method)(*arguments)))
+        shaped = [self.attempt(f"use one of the {method} of {name}", shape, one) for one in found or ()]
+        return [one for one in shaped if one is not None]
+
+    def _bound(self, name: str, method: str) -> Callable[..., Any]:
+        return getattr(self.instances[name], method)  # type: ignore[no-any-return] # a method of Aggregator
+
+    def attempt(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a function returns that has to do with foreign code; None where it fails, which is told."""
         try:
-            return list(self._calls.call(lambda: list(getattr(self.instances[name], method)(*arguments))))
+            return self._calls.call(function, *arguments)
         except CallError as error:
-            self.fault(f"cannot ask {name} for its {method}: {error}")
-            return []
+            self.fault(f"cannot {what}: {error}")
+            return None
 
     def tidy(self) -> None:
         """Forget what is no longer needed: elements that are gone, ids that are too old.
@@ -356,3 +376,13 @@ class Controller:
                 if listed <= self.store.seen(server, directory):
                     whole.append((server, directory, listed))
         return reports.marks(self.own["app"], whole, self.clock())
+
+
+def _updates(instance: base.Aggregator, now: float) -> list[tuple[str, bytes, bytes | None]]:
+    """Return what an aggregator has to tell, as it travels: type, JSON, protobuf."""
+    return [(kind, *answers.encoded(kind, what)) for kind, what in base.updates(instance, now)]
+
+
+def _answer(process: Callable[[wire.Message], Any], message: wire.Message) -> tuple[bytes, bytes | None] | None:
+    told = process(message)
+    return None if told is None else answers.encoded(message.type, told)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from infocluster import names
 from infocluster.aggregate.base import Module
+from infocluster.aggregate.calls import CallError, Clock
 from infocluster.errors import reason
 
 BUILTIN_DIR = os.path.dirname(os.path.abspath(__file__)) + "/builtin"
@@ -45,13 +46,14 @@ class Loaded(NamedTuple):
     faults: list[str]
 
 
-def load(directories: Sequence[str], required: Iterable[str], kind: type[Module]) -> Loaded:
+def load(directories: Sequence[str], required: Iterable[str], kind: type[Module], calls: Clock) -> Loaded:
     """Load the classes of these names, and what they depend on.
 
     Args:
         directories: where module files are, beside the house's own.
         required: names of classes.
         kind: what each has to be a subclass of.
+        calls: by which each file is run, for so long at most.
 
     Returns:
         The classes, each behind those it depends on, and what is wrong with others.
@@ -81,7 +83,7 @@ def load(directories: Sequence[str], required: Iterable[str], kind: type[Module]
             bad.add(found.name)
             continue
         if found.file not in files:
-            files[found.file] = _imported(found.file, faults)
+            files[found.file] = _imported(found.file, calls, faults)
         made = getattr(files[found.file], found.name, None)
         if not (isinstance(made, type) and issubclass(made, kind)):
             if files[found.file] is not None:
@@ -197,9 +199,9 @@ def _found(node: ast.ClassDef, path: str) -> Found:
         if any(isinstance(target, ast.Name) and target.id == "DEPENDS" for target in targets):
             try:
                 value = ast.literal_eval(statement.value)  # type: ignore[attr-defined] # an Assign has one
-            except ValueError:
-                value = ("DEPENDS, which is no plain list of names",)
-            depends = (value,) if isinstance(value, str) else tuple(map(str, value))
+                depends = (value,) if isinstance(value, str) else tuple(map(str, value))
+            except (ValueError, TypeError):
+                depends = ("DEPENDS, which is no plain list of names",)
     return Found(node.name, path, node.lineno, tuple(bases), depends)
 
 
@@ -218,7 +220,7 @@ def _modules(index: dict[str, list[Found]]) -> dict[str, list[Found]]:
     return {name: founds for name, founds in index.items() if name in roots - ROOTS}
 
 
-def _imported(path: str, faults: list[str]) -> Any:
+def _imported(path: str, calls: Clock, faults: list[str]) -> Any:
     """Return a module file's module, or None where it cannot be imported."""
     name = "infocluster_modules." + path.strip("/").replace("/", "_").removesuffix(".py")
     if path.startswith(BUILTIN_DIR + "/"):
@@ -234,17 +236,13 @@ def _imported(path: str, faults: list[str]) -> Any:
         before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            calls.call(spec.loader.exec_module, module)
         finally:
             sys.dont_write_bytecode = before
         return module
-    except Exception as error:  # foreign code at its start: whatever it raises is its fault
+    except (CallError, ImportError) as error:
         sys.modules.pop(name, None)
-        faults.append(f"{place(error, path)}: cannot load it: {type(error).__name__}: {error}")
-        return None
-    except SystemExit as error:
-        sys.modules.pop(name, None)
-        faults.append(f"{place(error, path)}: cannot load it: it wants to leave")
+        faults.append(f"{place(error.__context__ or error, path)}: cannot load it: {error}")
         return None
 
 

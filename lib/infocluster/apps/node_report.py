@@ -88,10 +88,10 @@ class _Spool:
 
 def _collectors(run: Run, spool: _Spool | None) -> list[base.Collector]:
     own = run.settings["aggregate"]
-    loaded = modules.load(own["module_dirs"], own["collectors"], base.Collector)
+    clock = calls.Clock(own["call_limit_s"])
+    loaded = modules.load(own["module_dirs"], own["collectors"], base.Collector, clock)
     for line in loaded.faults:
         run.fault(line)
-    clock = calls.Clock(own["call_limit_s"])
     found: list[base.Collector] = []
     for made in loaded.classes:
         instance = made.__new__(made)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from infocluster import files, processes
-from infocluster.aggregate import answers, store
+from infocluster.aggregate import answers, base, store
 from infocluster.aggregate.controller import Controller
 from infocluster.apps import nodes_page, nodes_served
 from infocluster.config import ROOT, Settings
@@ -190,7 +190,7 @@ class Rounds:
         """Yield the answers that changed since they were published, as (file name, content)."""
         self._known = set()
         for module in list(self.control.instances):
-            for query in self.control.ask(module, "published"):
+            for query in self.control.ask(module, "published", base.query):
                 mark = query.pop("", "")
                 name = answers.answer_name(query)
                 if len(self._known) > 2 * ANSWERS_LIMIT:

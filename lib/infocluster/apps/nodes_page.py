@@ -15,13 +15,14 @@ Source: OpenMetrics 1.0; node exporter documentation, "Textfile Collector".
 """
 
 import json
+import re
 import time
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlencode
 
 from infocluster import files, names, pages
-from infocluster.aggregate import refusals
+from infocluster.aggregate import base, refusals
 from infocluster.aggregate.base import Aggregator
 from infocluster.aggregate.controller import Controller
 from infocluster.apps import poll_page
@@ -36,6 +37,7 @@ FAULTS = 50
 CELL_LIMIT = 300
 LARGE = frozenset({"data", "history"})
 KINDS = ("web", "ftp")
+_WORD = re.compile("[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 def script() -> bytes:
@@ -113,10 +115,15 @@ def page(control: Controller, settings: Settings, values: dict[str, Any], now: f
     """
     own = settings["aggregate"]
     silent = sum(node["gray"] for node in values["nodes"])
+    cgi_url = settings["site"]["cgi_url"]
     sections = [
-        _shaped(section, settings["site"]["cgi_url"])
+        section
         for name, instance in list(control.instances.items())
-        for section in (_plain(control, name) if _has_none(instance) else control.ask(name, "sections", now))
+        for section in (
+            _plain(control, name, cgi_url)
+            if _has_none(instance)
+            else control.ask(name, "sections", lambda section: _shaped(section, cgi_url), now)
+        )
     ]
     filled = {
         "site": settings["site"],
@@ -139,9 +146,9 @@ def _has_none(instance: Aggregator) -> bool:
     return type(instance).sections is Aggregator.sections
 
 
-def _plain(control: Controller, name: str) -> Iterable[dict[str, Any]]:
+def _plain(control: Controller, name: str, cgi_url: str) -> Iterable[dict[str, Any]]:
     """Return sections for an aggregator that has none of its own: what it answers, as a table."""
-    for query in control.ask(name, "published"):
+    for query in control.ask(name, "published", base.query):
         if set(query) != {"type"}:
             continue
         try:
@@ -149,19 +156,27 @@ def _plain(control: Controller, name: str) -> Iterable[dict[str, Any]]:
         except UnavailableError:
             continue
         told = json.loads(found[0]) if found else None
-        if told is None:
-            continue
-        listed = told
-        if isinstance(told, dict) and len(told) == 1:
-            (listed,) = told.values()
-        if isinstance(listed, list) and listed and all(isinstance(one, dict) for one in listed):
-            head = [str(key) for key in listed[0] if key not in LARGE]
-            rows = [[_cell(key, one.get(key, ""), query["type"]) for key in head] for one in listed]
-        elif isinstance(told, dict):
-            head, rows = ["Name", "Value"], [[str(key), str(value)[:CELL_LIMIT]] for key, value in told.items()]
-        else:
-            head, rows = ["Value"], [[str(told)[:CELL_LIMIT]]]
-        yield {"id": f"{name}-{query['type']}", "title": f"{name}: {query['type']}", "head": head, "rows": rows}
+        section = control.attempt(f"show {query['type']} of {name}", _tabled, name, query["type"], told, cgi_url)
+        if section is not None:
+            yield section
+
+
+def _tabled(name: str, kind: str, told: Any, cgi_url: str) -> dict[str, Any] | None:
+    """Return what an aggregator answered as a section, None where it was nothing."""
+    if told is None:
+        return None
+    listed = told
+    if isinstance(told, dict) and len(told) == 1:
+        (listed,) = told.values()
+    rows: list[list[Any]]
+    if isinstance(listed, list) and listed and all(isinstance(one, dict) for one in listed):
+        head = [str(key) for key in listed[0] if key not in LARGE]
+        rows = [[_cell(key, one.get(key, ""), kind) for key in head] for one in listed]
+    elif isinstance(told, dict):
+        head, rows = ["Name", "Value"], [[str(key), str(value)[:CELL_LIMIT]] for key, value in told.items()]
+    else:
+        head, rows = ["Value"], [[str(told)[:CELL_LIMIT]]]
+    return _shaped({"id": f"{name}-{kind}", "title": f"{name}: {kind}", "head": head, "rows": rows}, cgi_url)
 
 
 def _cell(key: str, value: Any, kind: str) -> Any:
@@ -247,13 +262,13 @@ def _shaped(section: dict[str, Any], cgi_url: str) -> dict[str, Any]:
 
 def metrics(control: Controller, values: dict[str, Any]) -> bytes:
     """Return the metrics as OpenMetrics text."""
-    families: dict[str, tuple[str, str, list[str]]] = {}
+    # By name: kind, help, and by labels the value.
+    families: dict[str, tuple[str, str, dict[str, float]]] = {}
 
     def add(name: str, kind: str, told: str, labels: dict[str, str], value: float) -> None:
-        family = families.setdefault(name, (kind, told, []))
+        family = families.setdefault(name, (kind, told, {}))
         inner = ",".join(f'{label}="{_quoted(text)}"' for label, text in sorted(labels.items()))
-        suffix = "_total" if kind == "counter" else ""
-        family[2].append(f"infocluster_{name}{suffix}{'{' + inner + '}' if inner else ''} {float(value)!r}")
+        family[2]["{" + inner + "}" if inner else ""] = float(value)
 
     for node in values["nodes"]:
         labels = {"node": node["name"]}
@@ -277,17 +292,28 @@ def metrics(control: Controller, values: dict[str, Any]) -> bytes:
     add("published_seconds", "gauge", "When this was published, Unix time.", {}, values["made"])
     for server in values["servers"]:
         add("server_lacks", "gauge", "Paths that a server lacks.", {"server": server["name"]}, len(server["lacks"]))
-    for module in control.instances:
-        for told in control.ask(module, "metrics", values["made"]):
-            try:
-                name, about, labels, value = told
-                add(names.name(name, "the name of a metric"), "gauge", str(about), dict(labels), float(value))
-            except (InfoclusterError, TypeError, ValueError) as error:
-                control.fault(f"cannot use a metric of {module}: {error}")
+    ours = frozenset(families)
+    for module in list(control.instances):
+        for name, about, labels, value in control.ask(module, "metrics", _gauge, values["made"]):
+            if name.removesuffix("_total") in ours:
+                control.fault(f"cannot use a metric of {module}: {name} is another one's name")
+            else:
+                add(name, "gauge", about, labels, value)
     lines = []
     for name, (kind, about, rows) in sorted(families.items()):
-        lines += [f"# TYPE infocluster_{name} {kind}", f"# HELP infocluster_{name} {_quoted(about)}", *rows]
+        lines += [f"# TYPE infocluster_{name} {kind}", f"# HELP infocluster_{name} {_quoted(about)}"]
+        suffix = "_total" if kind == "counter" else ""
+        lines += [f"infocluster_{name}{suffix}{inner} {value!r}" for inner, value in rows.items()]
     return ("\n".join([*lines, "# EOF", ""])).encode("utf-8", "replace")
+
+
+def _gauge(told: Any) -> tuple[str, str, dict[str, str], float]:
+    """Return what `metrics` of an aggregator gave, where it is a gauge."""
+    name, about, labels, value = told
+    for word in (name, *labels):
+        if not (_WORD.fullmatch(word) and not word.startswith("__")):
+            raise ValueError(f"{names.shown(word)} is no name of a metric or a label")
+    return name, str(about), {label: str(text) for label, text in labels.items()}, float(value)
 
 
 def _quoted(text: str) -> str:
