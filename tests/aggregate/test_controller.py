@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregate.cluster import SEED
 from aggregate.house import House, files_report, report
 from infocluster.aggregate import messages_pb2, reports
 from infocluster.aggregate.builtin import files as files_module
@@ -223,6 +224,21 @@ def test_files_are_kept_by_node_listed_and_told_once(tmp_path: Path) -> None:
         control.update()
         told = json.loads(control.store.updates()[-1].json)["files"]
         assert [(one["node"], one["name"], one["data"]) for one in told] == [("node1", "a.txt", "bmV3")]
+
+
+@pytest.mark.parametrize("argument", ["name", "filename"])
+def test_request_for_a_file_reaches_no_aggregator_by_a_path(tmp_path: Path, argument: str) -> None:
+    site = house(tmp_path, "FileProcessor")
+    site.module(SEED.replace("@storagedir@", str(tmp_path / "seed")))
+    (tmp_path / "secret").write_text("secret")
+    site.put(files_report("1", a_txt=b"one"))
+    with site.controller() as control:
+        control.take()
+        assert control.answer({"type": "File", argument: "a.txt"})
+        for name in (str(tmp_path / "secret"), "../secret", "..", ".", ".hidden", "a\0b", "\udc80", "x" * 256):
+            assert control.answer({"type": "File", argument: name}) is None
+            assert control.answer({"type": "File", "name": "a.txt", "filename": "a.txt", argument: name}) is None
+    assert not site.faults
 
 
 @pytest.mark.parametrize(

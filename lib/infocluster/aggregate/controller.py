@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from infocluster import names
 from infocluster.aggregate import answers, base, modules, reports, wire
 from infocluster.aggregate.calls import CallError, Clock
 from infocluster.aggregate.reports import Element
@@ -300,7 +301,7 @@ class Controller:
         """Return the answer to a request as JSON, and as protobuf where it has such a form; None is nothing.
 
         Args:
-            query: names and values; ``type`` says what is asked for.
+            query: names and values; ``type`` says what is asked for. A File whose name is no plain one is nothing.
 
         Raises:
             UnavailableError: the aggregator could not answer.
@@ -310,6 +311,8 @@ class Controller:
         for one, other in (("name", "filename"), ("filename", "name")):
             if one in fields:
                 fields.setdefault(other, fields[one])
+        if query.get("type") == "File" and not all(map(names.is_component, _file_names(fields))):
+            return None  # what visitors ask for reaches no aggregator that would take it for a path
         message = wire.Message("GET", "-", "-", query.get("type", ""), fields=fields)
         for name, instance in self.instances.items():
             process = base.requests(instance, message.type)
@@ -381,6 +384,10 @@ class Controller:
 def _updates(instance: base.Aggregator, now: float) -> list[tuple[str, bytes, bytes | None]]:
     """Return what an aggregator has to tell, as it travels: type, JSON, protobuf."""
     return [(kind, *answers.encoded(kind, what)) for kind, what in base.updates(instance, now)]
+
+
+def _file_names(fields: dict[str, str]) -> list[str]:
+    return [fields[name] for name in ("name", "filename") if name in fields]
 
 
 def _answer(process: Callable[[wire.Message], Any], message: wire.Message) -> tuple[bytes, bytes | None] | None:

@@ -17,7 +17,7 @@ from infocluster import files, names
 from infocluster.aggregate import answers, messages_pb2
 from infocluster.aggregate.base import Aggregator, Collector
 from infocluster.aggregate.wire import Message
-from infocluster.errors import BadInputError, UsageError
+from infocluster.errors import BadInputError
 
 # Made at its import, so that no type checker knows what is in it.
 messages: Any = messages_pb2
@@ -207,12 +207,8 @@ def plain(name: str) -> str:
     Raises:
         BadInputError: it is anything else: it walks, is hidden, has control characters, is over 255 bytes.
     """
-    try:
-        if "/" in name or name.startswith(".") or names.tree_path(name) != name:
-            raise UsageError("more than one component, or hidden")
-        name.encode("utf-8")
-    except (UsageError, UnicodeEncodeError) as error:
-        raise BadInputError(f"cannot keep a file: {names.shown(name)} is no plain name ({error})") from None
+    if not names.is_component(name):
+        raise BadInputError(f"cannot keep a file: {names.shown(name)} is no plain name")
     return name
 
 
