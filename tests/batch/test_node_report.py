@@ -21,6 +21,17 @@ class Raises(Collector):
 class Hangs(Collector):
     def getReport(self, now):
         while True: pass
+class Typed(Collector):
+    def getReport(self, now):
+        return [("my type", b"x"), ("Number", b"typed")]
+class Large(Collector):
+    def getReport(self, now):
+        return "Number", b"x" * (1 << 24) + b"y"
+class Deaf(Collector):
+    def getReport(self, now):
+        return "Number", b"deaf"
+    def delivered(self, report):
+        raise ValueError("not to me")
 class Wrong(Collector):
     def getReport(self, now):
         return "text"
@@ -99,13 +110,21 @@ def test_what_a_server_will_never_take_is_set_aside(site: Site) -> None:
 
 def test_collector_that_fails_is_told_and_the_others_are_asked(site: Site) -> None:
     with taker([]) as (port, taken):
-        configure(site, port, "Raises", "Hangs", "Wrong", "Three", "Nowhere")
+        configure(site, port, "Raises", "Hangs", "Wrong", "Typed", "Large", "Deaf", "Three", "Nowhere")
         done = site.batch("node-report")
-        assert done.returncode == 1 and taken == [b"0", b"1", b"2"]
-        for word in ("by Raises: RuntimeError: broken", "by Hangs: not done after 0.3 s", "by Wrong:", "'Nowhere'"):
+        assert done.returncode == 1 and taken == [b"typed", b"deaf", b"0", b"1", b"2"], done.stderr
+        for word in (
+            "by Raises: RuntimeError: broken",
+            "by Hangs: not done after 0.3 s",
+            "by Wrong:",
+            "what Typed collected: cannot read a message: its Type",
+            "what Large collected: cannot read a message: a body of 16777217 bytes",
+            "cannot tell Deaf that it was heard: ValueError: not to me",
+            "'Nowhere'",
+        ):
             assert word in done.stderr, word
         shown = site.batch("node-report", "-show")
-        assert "Three: Number, 1 bytes" in shown.stdout and len(taken) == 3
+        assert "Three: Number, 1 bytes" in shown.stdout and len(taken) == 5
 
 
 def test_without_key_or_address_nothing_is_made(site: Site) -> None:

@@ -163,7 +163,12 @@ class Collector(Module):
         """Return ``(type, data)``, a list of such pairs, or None; data is bytes or a protobuf message."""
 
     def delivered(self, report: Any) -> None:
-        """Called when what getReport returned is in the spool, durable: what it told need not be told again."""
+        """Called when what getReport returned is in the spool, durable: what it told need not be told again.
+
+        Args:
+            report: what is there, as (type, bytes); a pair that cannot travel (its type is no name, or it is over
+                16 MiB) is told, and left out.
+        """
 
 
 def _tuple(value: Iterable[str] | str | None) -> tuple[str, ...]:
