@@ -295,14 +295,22 @@ def test_counters_know_their_course_and_what_a_day_added(tmp_path: Path) -> None
         assert section["rows"][0][:3] == ["node1", "hits", "40"] and "<svg" in section["pictures"][0][1]
 
 
-def test_a_request_is_nothing_that_is_kept(tmp_path: Path) -> None:
-    site = house(tmp_path, "Saver")
+def test_a_request_is_nothing_that_is_kept_nor_a_failing_one_the_loss_of_others(tmp_path: Path) -> None:
+    site = house(tmp_path, "Saver", "Sum")
     site.module(
         "class Saver(Aggregator):\n    requesttypes = 'Save', 'Fail'\n    def processREQUEST(self, msg):\n"
         "        if msg.type == 'Fail': raise OSError('no')\n        self.saveData(1); return self.restoreData()\n"
+        "    def doUpdates(self, now): raise OSError('no')\n",
+        "saver.py",
     )
     with site.controller() as control:
         assert control.answer({"type": "Save"}) == (b"1", None)
         assert control.store.restore("Saver", "", None) is None
+        site.put(report("Number", b"5", "1"))
+        control.take()
+        before = dict(control.instances)
         with pytest.raises(UnavailableError):
             control.answer({"type": "Fail"})
+        # The one that failed is another one now, and Sum has still to tell what it took.
+        assert control.instances["Saver"] is not before["Saver"]
+        assert len(control.update()) == 1 and control.store.updates()[0].json == b"5"

@@ -7,7 +7,9 @@ before them: at least once delivered, and exactly once in effect.
 
 An aggregator that raises, or takes too long, has perhaps done half of something: the batch is rolled back, all
 instances are made anew from what was kept, and the batch is delivered again without that report to that aggregator;
-the report is set aside with the reason. One that was late `LATE_LIMIT` times gets nothing more from this process.
+the report is set aside with the reason. One that fails with a request or an update is made anew alone: what it does
+there is its own, and the others go on with what they have not kept yet. One that was late `LATE_LIMIT` times gets
+nothing more from this process.
 """
 
 import os
@@ -89,11 +91,14 @@ class Controller:
             self.faults[line] = None
             self._tell(line)
 
-    def _renew(self) -> None:
-        """Make all instances from what was kept."""
-        self.instances = {}
+    def _renew(self, only: str = "") -> None:
+        """Make all instances from what was kept, or only the one of this name."""
+        if not only:
+            self.instances = {}
         for made in list(self._classes):
             name = made.__name__
+            if only and name != only:
+                continue
             instance = made.__new__(made)
             instance.settings = self.settings
             instance._save, instance._restore = self.store.save, self.store.restore
@@ -106,6 +111,7 @@ class Controller:
             except CallError as error:
                 self.fault(f"cannot make {name}: {error}; it gets nothing in this run")
                 self._classes.remove(made)
+                self.instances.pop(name, None)
                 continue
             if isinstance(instance, base.Aggregator):
                 self.instances[name] = instance
@@ -264,11 +270,11 @@ class Controller:
                 with self.store.transaction():
                     told += self._updates(name, now)
             except _FailedError as error:
-                self._renew()
+                self._renew(name)
                 self.fault(f"cannot ask {error.module} for updates: {error.why}")
                 self._count_late(error.module, error.why)
             except UnavailableError:
-                self._renew()
+                self._renew(name)
                 raise
         with self.store.transaction():
             turned = self.store.turn(now)
@@ -314,7 +320,7 @@ class Controller:
         if query.get("type") == "File" and not all(map(names.is_component, _file_names(fields))):
             return None  # what visitors ask for reaches no aggregator that would take it for a path
         message = wire.Message("GET", "-", "-", query.get("type", ""), fields=fields)
-        for name, instance in self.instances.items():
+        for name, instance in list(self.instances.items()):
             process = base.requests(instance, message.type)
             if process is None:
                 continue
@@ -328,7 +334,7 @@ class Controller:
                     self.store.db.execute("RELEASE asked")
                 return told
             except CallError as error:
-                self._renew()
+                self._renew(name)
                 self.fault(f"{name} cannot answer {message.type}: {error}")
                 raise UnavailableError(f"cannot answer {message.type}: {error}") from error
         return None
