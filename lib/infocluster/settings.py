@@ -413,7 +413,10 @@ TABLE = (
     Setting("aggregate", "spool_dir", DIRECTORY, "var/state/spool", "On a node: where reports wait."),
     Setting("aggregate", "spool_limit", _whole(1, 1000000), 10000, "How many may wait; the oldest go first."),
     Setting("aggregate", "send_timeout_s", _seconds(0.1, 600), 20, "Seconds that handing one in may take."),
-    Setting("aggregate", "files", TEXTS, [], "On a node: files that FileCollector hands in, with wildcards."),
+    Setting(
+        "aggregate", "files", TEXTS, [],
+        "On a node: files that FileCollector hands in, with wildcards; of several that share a name, the first.",
+    ),
     Setting(
         "aggregate", "counters", TEXTS, ["/proc/net/dev", "/proc/stat"],
         "On a node: what CounterCollector reads: these two, and files with a line \"NAME NUMBER\" for each counter.",

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rounds of controller -serve: what is due is done, also while requests keep coming."""
 
+import base64
 import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aggregate.house import House
-from infocluster.aggregate import wire
+from aggregate.house import House, files_report
+from infocluster.aggregate import answers, wire
 from infocluster.apps import nodes, nodes_served
 from infocluster.cron import progress
 from infocluster.cron.command import Run
@@ -48,6 +49,39 @@ def test_marks_go_out_every_hour_though_publications_are_rare(tmp_path: Path) ->
         except Ended:
             pass
     assert len(made) == 7, sorted(made)
+
+
+def test_what_is_published_of_a_file_is_its_newest_content_whatever_its_time_and_size(tmp_path: Path) -> None:
+    site = House(tmp_path, '[aggregate]\naggregators = ["FileProcessor"]\n')
+    query = {"type": "File", "node": "node1", "name": "a.txt"}
+    published = tmp_path / "var/www/world/nodes" / answers.answer_name(query)
+    with site.controller() as control:
+        this = rounds(site, control)
+        for number, content in enumerate((b"one", b"two")):
+            site.put(files_report(f"f{number}", a_txt=content))
+            site.now += 1
+            control.take()
+            this.publish(site.now, False)
+            (file,) = json.loads(published.read_bytes())["files"]
+            assert base64.b64decode(file["data"]) == content
+        # A report that waited on its node, or was set aside, brings nothing older back.
+        late = files_report("late", a_txt=b"old")
+        late.fields["date"] = str(int(site.now) - 60)
+        site.put(late)
+        failing = tmp_path / "var/state/files/node1"
+        failing.rename(failing.with_name("aside"))
+        failing.write_text("no directory")
+        site.put(files_report("aside", a_txt=b"set aside"))
+        control.take()
+        assert len(control.store.aside()) == 1
+        failing.unlink()
+        failing.with_name("aside").rename(failing)
+        site.now += 1
+        site.put(files_report("last", a_txt=b"last"))
+        control.take()
+        assert control.again() == 1 and not control.store.aside()
+        found = control.answer(query)
+        assert found and base64.b64decode(json.loads(found[0])["files"][0]["data"]) == b"last"
 
 
 def test_listener_returns_when_its_time_is_over_though_requests_are_waiting(tmp_path: Path) -> None:

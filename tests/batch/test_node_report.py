@@ -9,7 +9,7 @@ from typing import Any
 
 from aggregate.cluster import KEY
 from conftest import Site
-from infocluster.aggregate import wire
+from infocluster.aggregate import messages_pb2, wire
 
 MODULE = """from infocluster.aggregate.base import Collector
 class Three(Collector):
@@ -73,7 +73,7 @@ def taker(answers: list[int | None]) -> Iterator[tuple[int, list[bytes]]]:
             thread.join()
 
 
-def configure(site: Site, port: int, *collectors: str) -> None:
+def configure(site: Site, port: int, *collectors: str, more: str = "") -> None:
     modules = site.root / "modules"
     modules.mkdir(mode=0o755, exist_ok=True)
     (modules / "own.py").write_text(MODULE)
@@ -83,7 +83,7 @@ def configure(site: Site, port: int, *collectors: str) -> None:
     named = ", ".join(f'"{name}"' for name in collectors)
     site.configure(
         f'[aggregate]\nnode = "node1"\nreport_url = "http://127.0.0.1:{port}/x"\nmodule_dirs = ["{modules}"]\n'
-        f"collectors = [{named}]\ncall_limit_s = 0.3\n"
+        f"collectors = [{named}]\ncall_limit_s = 0.3\n{more}"
     )
 
 
@@ -125,6 +125,35 @@ def test_collector_that_fails_is_told_and_the_others_are_asked(site: Site) -> No
             assert word in done.stderr, word
         shown = site.batch("node-report", "-show")
         assert "Three: Number, 1 bytes" in shown.stdout and len(taken) == 5
+
+
+def test_file_that_is_not_handed_in_is_told_when_it_changed(site: Site) -> None:
+    for name in ("a", "b"):
+        (site.root / name).mkdir()
+        (site.root / name / "x").write_text(name)
+    (site.root / "a/large").write_text("x" * 101)
+    (site.root / "a/d").mkdir()
+    more = f'files = ["{site.root}/[ab]/*", "{site.root}/a/x"]\nfile_limit_bytes = 100\n'
+    with taker([]) as (port, taken):
+        configure(site, port, "FileCollector", more=more)
+
+        def told() -> list[str]:
+            done = site.batch("node-report")
+            lines = done.stderr.splitlines()
+            assert done.returncode == bool(lines), done.stderr
+            return [line.removeprefix(f"node-report: cannot hand in {site.root}/") for line in lines]
+
+        both = [f"b/x: {site.root}/a/x goes by the same name", "a/large: it has 101 bytes, at most 100"]
+        assert sorted(told()) == sorted(both) and len(taken) == 1
+        assert told() == [] and len(taken) == 1
+        (site.root / "b/x").write_text("other")
+        assert told() == both[:1] and len(taken) == 1
+        # Nothing stands in its way any more: it is handed in as it is.
+        (site.root / "a/x").unlink()
+        (site.root / "a/large").write_text("")
+        assert told() == [] and len(taken) == 3
+        found = {file.name: file.data for data in taken for file in messages_pb2.Files.FromString(data).files}
+        assert found == {"x": b"other", "large": b""}
 
 
 def test_without_key_or_address_nothing_is_made(site: Site) -> None:

@@ -43,6 +43,10 @@ Saved = Callable[[str, str, Any], None]
 Restored = Callable[[str, str, Any], Any]
 
 
+def _unheard(_line: str) -> None:
+    return
+
+
 def _nowhere(_name: str, _part: str, _data: Any) -> None:
     return
 
@@ -69,6 +73,7 @@ class Module:
     _restore: Restored = staticmethod(_default)
     _parts: Callable[[str], list[str]] = staticmethod(_none)
     _others: dict[str, Module] = {}  # noqa: RUF012 (as settings)
+    _tell: Callable[[str], None] = staticmethod(_unheard)
 
     def saveData(self, data: Any, part: str = "") -> None:
         """Keep this for the next instance of this class: anything of None, bool, int, float, text, bytes, list, dict.
@@ -89,6 +94,10 @@ class Module:
     def savedParts(self) -> list[str]:
         """Return the names of the parts that were kept."""
         return self._parts(type(self).__name__)
+
+    def fault(self, line: str) -> None:
+        """Tell what is wrong and stops nothing: to standard error, and on the controller to the page."""
+        self._tell(line)
 
     def other(self, name: str) -> Module:
         """Return the instance of a class that DEPENDS names.

@@ -102,7 +102,7 @@ class Controller:
             instance = made.__new__(made)
             instance.settings = self.settings
             instance._save, instance._restore = self.store.save, self.store.restore
-            instance._parts = self.store.parts
+            instance._parts, instance._tell = self.store.parts, self.fault
             instance._others = self.instances  # type: ignore[assignment] # aggregators are modules
             try:
                 self._calls.call(instance.__init__)  # type: ignore[misc] # a new instance's own
@@ -178,6 +178,7 @@ class Controller:
         elif not self.store.take(message.src, message.id, now):
             self.store.count(DUPLICATE)
         else:
+            message.fields.setdefault("date", str(made))
             period = min(message.number("period", self.own["period_s"]), 10**8)
             self.store.hear(message.src, min(element.time, now), period)
             self.store.count(TAKEN)
@@ -240,6 +241,7 @@ class Controller:
         for one in self.store.aside():
             instance = self.instances.get(one.module)
             message = wire.parse(one.message)
+            message.fields.setdefault("date", str(int(one.time)))
             process = base.reports(instance, message.kind, message.type) if instance else None
             if process is None:
                 continue

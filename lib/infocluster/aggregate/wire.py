@@ -13,7 +13,8 @@ Shape: a first line, header lines, a blank line, a body of the stated length. Li
 
         (12 bytes)
 
-    ``Id`` and ``Src`` together are unique. ``Date`` is when it was made (Unix seconds), ``Period`` for how many
+    ``Id`` and ``Src`` together are unique. ``Date`` is when it was made (Unix seconds; aggregators find
+    there when it came, where it does not say), ``Period`` for how many
     seconds its sender may be silent after it. ``Dst`` names one receiver, ``DAttrib`` what receivers have announced.
     Other headers are kept: ``Filename: a.txt`` is ``message.filename``.
 

@@ -97,7 +97,7 @@ def _collectors(run: Run, clock: calls.Clock, spool: _Spool | None) -> list[base
     found: list[base.Collector] = []
     for made in loaded.classes:
         instance = made.__new__(made)
-        instance.settings = run.settings
+        instance.settings, instance._tell = run.settings, run.fault
         if spool:
             instance._save, instance._restore = spool.save, spool.restore
         try:
