@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aggregate.cluster import SEED
 from aggregate.house import House, files_report, report
-from infocluster.aggregate import messages_pb2, reports
+from infocluster.aggregate import controller, messages_pb2, reports
 from infocluster.aggregate.builtin import files as files_module
 from infocluster.errors import BadInputError, UnavailableError
 
@@ -150,6 +150,27 @@ def test_aggregator_that_raises_or_hangs_is_told_and_the_others_go_on(tmp_path: 
     with site.controller() as control:
         assert control.again() == 2 and not control.store.aside()
         assert control.instances["Sum"].total == 118  # type: ignore[attr-defined]
+
+
+def test_fault_is_told_again_when_it_comes_back_and_gone_when_it_does_not(tmp_path: Path) -> None:
+    site = house(tmp_path, "Nowhere")
+    with site.controller() as control:
+        lasting = list(site.faults)
+        assert len(lasting) == 1 and control.standing() == lasting
+        for _ in range(4):  # for longer than a fault is remembered, and it never heals
+            control.fault("cannot read a")
+            site.now += controller.FAULT_S / 2
+        assert site.faults == [*lasting, "cannot read a"] == control.standing()
+        site.now += controller.FAULT_S
+        assert control.standing() == lasting
+        control.fault("cannot read a")
+        assert site.faults == [*lasting, "cannot read a", "cannot read a"]
+        # However many there were, the next one is told, and no more are remembered.
+        for number in range(controller.FAULTS_LIMIT + 10):
+            control.fault(f"cannot read {number}")
+        assert site.faults[-1] == f"cannot read {controller.FAULTS_LIMIT + 9}"
+        assert len(control.standing()) == controller.FAULTS_LIMIT + 1
+        assert control.standing(2)[1:] == site.faults[-2:]
 
 
 def test_node_is_gray_when_it_is_silent_for_longer_than_it_said(tmp_path: Path) -> None:

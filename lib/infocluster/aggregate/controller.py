@@ -26,6 +26,9 @@ from infocluster.errors import UnavailableError, reason
 
 BATCH = 256
 LATE_LIMIT = 3
+FAULTS_LIMIT = 1000
+# Seconds: a fault that has not come again for so long is over; when it comes back, it is told anew.
+FAULT_S = 3600.0
 UPDATE_LIMIT_BYTES = 4 << 20
 # What is told instead of an update over that, as JSON and protobuf.
 LARGE = (b'{"large": true}', None)
@@ -61,7 +64,7 @@ class Controller:
     Args:
         settings: of this host, by section.
         store: the open database.
-        fault: told each thing that is wrong, once.
+        fault: told each thing that is wrong, once for as long as it lasts.
         clock: the time in Unix seconds.
     """
 
@@ -72,7 +75,9 @@ class Controller:
         self.own: dict[str, Any] = settings["aggregate"]
         self.store = store
         self.clock = clock
-        self.faults: dict[str, None] = {}
+        # What is wrong, by when it came last, the latest last; and what this process does not get over.
+        self._faults: dict[str, float] = {}
+        self._lasting: dict[str, None] = {}
         self._tell = fault
         self._calls = Clock(self.own["call_limit_s"])
         self._late: dict[str, int] = {}
@@ -80,16 +85,34 @@ class Controller:
         self.queues = reports.Queues(gather["gather_dir"], gather["host"], self.own["app"])
         loaded = modules.load(self.own["module_dirs"], self.own["aggregators"], base.Aggregator, self._calls)
         for line in loaded.faults:
-            self.fault(line)
+            self.fault(line, lasts=True)
         self._classes = loaded.classes
         self.instances: dict[str, base.Aggregator] = {}
         self._renew()
 
-    def fault(self, line: str) -> None:
-        """Tell what is wrong, each sentence once."""
-        if line not in self.faults and len(self.faults) < 1000:
-            self.faults[line] = None
+    def fault(self, line: str, lasts: bool = False) -> None:
+        """Tell what is wrong, unless it was told and came again and again since.
+
+        Args:
+            line: the sentence.
+            lasts: whether it stays so until the controller is started anew.
+        """
+        is_told = line in self._lasting or line in self.standing()
+        if lasts:
+            self._lasting[line] = None
+        else:
+            self._faults.pop(line, None)
+            self._faults[line] = self.clock()
+            if len(self._faults) > FAULTS_LIMIT:
+                del self._faults[next(iter(self._faults))]
+        if not is_told:
             self._tell(line)
+
+    def standing(self, limit: int = FAULTS_LIMIT) -> list[str]:
+        """Return what is wrong: all that lasts, and at most so many that came within the last `FAULT_S` seconds."""
+        over = self.clock() - FAULT_S
+        self._faults = {line: when for line, when in self._faults.items() if when > over}
+        return [*self._lasting, *list(self._faults)[-limit:]]
 
     def _renew(self, only: str = "") -> None:
         """Make all instances from what was kept, or only the one of this name."""
@@ -109,7 +132,7 @@ class Controller:
                 if isinstance(instance, base.Aggregator):
                     self._calls.call(base.requests, instance, "")  # what it says of itself can be used
             except CallError as error:
-                self.fault(f"cannot make {name}: {error}; it gets nothing in this run")
+                self.fault(f"cannot make {name}: {error}; it gets nothing in this run", lasts=True)
                 self._classes.remove(made)
                 self.instances.pop(name, None)
                 continue
@@ -221,7 +244,7 @@ class Controller:
                 raise _FailedError(name, "", error) from error
 
     def _put_out(self, name: str, line: str) -> None:
-        self.fault(f"{line}; it gets nothing more in this run")
+        self.fault(f"{line}; it gets nothing more in this run", lasts=True)
         self.instances.pop(name, None)
         self._classes = [made for made in self._classes if made.__name__ != name]
 
@@ -229,7 +252,8 @@ class Controller:
         if why.is_late:
             self._late[name] = self._late.get(name, 0) + 1
             if self._late[name] == LATE_LIMIT:
-                self.fault(f"{name} was late {LATE_LIMIT} times: what it would get in this run is set aside")
+                line = f"{name} was late {LATE_LIMIT} times: what it would get in this run is set aside"
+                self.fault(line, lasts=True)
 
     def again(self) -> int:
         """Give the reports that were set aside to their aggregators once more; return how many were taken.

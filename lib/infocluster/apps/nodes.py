@@ -103,6 +103,7 @@ class Rounds:
     def serve(self, listener: "nodes_served.Listener") -> None:
         """Do rounds for ever."""
         while True:
+            self.run.faults.clear()  # they were told, and a run that ends by a signal counts none
             try:
                 taken = self.control.take()
                 self._is_news = self._is_news or bool(taken)

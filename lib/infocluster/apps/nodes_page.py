@@ -6,7 +6,8 @@ Shape: status.json is ``{"format": "infocluster status 1", "made": 1795384800.5,
     "reports": 80, "gray": false}], "counts": {"taken": 80, "duplicate": 1}, "aside": 0, "modules": ["FileProcessor"],
     "faults": ["..."], "refused": [{"server": "web1", "counts": {"signature": 3}, "ghosts": {"node77": [3,
     "192.0.2.9", 1795384800]}}], "pushes": [...], "servers": [...], "backups": [["cf", ...]]}``:
-    counts and faults are of messages that the controller read, refusals of what web servers did not take; pushes and
+    counts are of messages that the controller read, faults those of the last hour and those that last, refusals what
+    web servers did not take; pushes and
     servers as ``wwwpush -status -json`` has them; backups are rows of `poll_page`.
 
     metrics.txt is OpenMetrics text, of gauges and counters whose names begin with ``infocluster_``.
@@ -57,7 +58,7 @@ def status(control: Controller, settings: Settings, now: float) -> dict[str, Any
         "counts": opened.counts(),
         "aside": len(opened.aside()),
         "modules": list(control.instances),
-        "faults": list(control.faults)[-FAULTS:],
+        "faults": control.standing(FAULTS),
         "refused": list(_refused(control)),
         "pushes": [],
         "servers": [],
