@@ -382,6 +382,11 @@ TABLE = (
     Setting("aggregate", "call_limit_s", _seconds(0.1, 3600), 10, "Seconds that an aggregator may take at once."),
     Setting("aggregate", "updates_count", _whole(1, 100000), 200, "Updates that are kept for those who missed some."),
     Setting(
+        "aggregate", "updates_limit_bytes", _whole(0, 1 << 28), 2097152,
+        "Bytes that they may have together; the newest is kept whatever it has. Where there is no socket, "
+        "request.cgi reads all of them for each ?updates.",
+    ),
+    Setting(
         "aggregate", "keep_days", _whole(1, 3650), 30,
         "Days that a report may be late, and that its id is remembered so that it takes effect once.",
     ),

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aggregate.house import House, files_report
-from infocluster.aggregate import answers, wire
+from aggregate.house import House, files_report, report
+from infocluster.aggregate import answers, messages_pb2, wire
 from infocluster.apps import nodes, nodes_served
 from infocluster.cron import progress
 from infocluster.cron.command import Run
@@ -82,6 +82,47 @@ def test_what_is_published_of_a_file_is_its_newest_content_whatever_its_time_and
         assert control.again() == 1 and not control.store.aside()
         found = control.answer(query)
         assert found and base64.b64decode(json.loads(found[0])["files"][0]["data"]) == b"last"
+
+
+SPEAKER = """
+class Speaker(Aggregator):
+    def doUpdates(self, now):
+        text, self.text = self.text, None
+        return text and ("Said", text)
+"""
+
+
+def test_updates_are_kept_within_bytes_and_a_live_answer_is_what_the_published_one_would_be(tmp_path: Path) -> None:
+    more = 'module_dirs = ["modules"]\nupdates_limit_bytes = 3500\n'
+    site = House(tmp_path, f'[aggregate]\naggregators = ["Speaker", "Counters"]\n{more}')
+    site.module(SPEAKER)
+    with site.controller() as control:
+        this = rounds(site, control)
+        kept = []
+        for size in (1000, 1000, 1000, 1000, 9000, 1000, 1000):
+            control.instances["Speaker"].text = "x" * (size - 2)  # type: ignore[attr-defined]
+            control.update()
+            kept.append([one.revision for one in control.store.updates()])
+        assert kept == [[1], [1, 2], [1, 2, 3], [2, 3, 4], [5], [6], [6, 7]]
+        data = messages_pb2.Counters()
+        data.counters.add(name="hits", value=1)
+        site.put(report("Counters", data.SerializeToString(), "1"))
+        control.take()
+        assert control.update() == [8]
+        this.publish(site.now, False)
+        published = json.loads((tmp_path / "var/www/world/nodes/updates.json").read_bytes())
+        resets = {}
+        for since in ("", "0", "4", "5", "6", "7", "8", "9", "x", "9" * 30):
+            for epoch in ("", control.store.epoch, "other"):
+                status, told, protobuf = this.asked({"type": "Updates", "since": since, "epoch": epoch})
+                assert (status, told, protobuf) == (200, *nodes_served.updates(published, since, epoch))
+                found = json.loads(told)
+                resets[since, epoch] = found["reset"], [one["revision"] for one in found["updates"]]
+        every = [6, 7, 8]
+        assert (
+            resets["5", ""] == (False, every) and resets["7", ""] == (False, [8]) and resets["8", ""] == (False, [])
+        )
+        assert resets["4", ""] == resets["9", ""] == resets["8", "other"] == (True, every)
 
 
 def test_listener_returns_when_its_time_is_over_though_requests_are_waiting(tmp_path: Path) -> None:

@@ -308,8 +308,12 @@ class Controller:
                 silent = [node.name for node in self.store.nodes() if node.name in turned and node.gray]
                 came = [name for name in turned if name not in silent]
                 content, _ = answers.encoded("Nodes", {"silent": silent, "reporting": came})
-                told.append(self.store.tell(now, "Nodes", content, None, self.own["updates_count"]))
+                told.append(self._told("Nodes", content, None, now))
         return told
+
+    def _told(self, kind: str, json: bytes, pb: bytes | None, now: float) -> int:
+        """Give an update its revision, and return that."""
+        return self.store.tell(now, kind, json, pb, self.own["updates_count"], self.own["updates_limit_bytes"])
 
     def _updates(self, name: str, now: float) -> list[int]:
         told = []
@@ -324,7 +328,7 @@ class Controller:
                 if len(json) > UPDATE_LIMIT_BYTES:
                     self.fault(f"cannot tell {kind} of {name}: {len(json)} bytes")
                     forms = LARGE
-                told.append(self.store.tell(now, kind, *forms, self.own["updates_count"]))
+                told.append(self._told(kind, *forms, now))
         except CallError as error:
             raise _FailedError(name, "", error) from error
         return told

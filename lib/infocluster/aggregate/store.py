@@ -200,13 +200,21 @@ class Store:
         """Forget a report that was set aside."""
         self.db.execute("DELETE FROM aside WHERE number = ?", (number,))
 
-    def tell(self, now: float, kind: str, json: bytes, pb: bytes | None, limit: int) -> int:
-        """Add an update and return its revision; forget the oldest over a limit."""
+    def tell(self, now: float, kind: str, json: bytes, pb: bytes | None, limit: int, limit_bytes: int) -> int:
+        """Add an update and return its revision; forget the oldest over a number, and over so many bytes."""
         row = self.db.execute(
             "INSERT INTO updates (time, type, json, pb) VALUES (?, ?, ?, ?) RETURNING revision", (now, kind, json, pb)
         ).fetchone()
-        self.db.execute("DELETE FROM updates WHERE revision <= ?", (row[0] - limit,))
-        return int(row[0])
+        revision = int(row[0])
+        self.db.execute("DELETE FROM updates WHERE revision <= ?", (revision - limit,))
+        over = self.db.execute(
+            "SELECT MAX(revision) FROM (SELECT revision, SUM(LENGTH(json) + COALESCE(LENGTH(pb), 0))"
+            " OVER (ORDER BY revision DESC) AS size FROM updates) WHERE size > ?",
+            (limit_bytes,),
+        ).fetchone()[0]
+        if over is not None:
+            self.db.execute("DELETE FROM updates WHERE revision <= ?", (min(over, revision - 1),))
+        return revision
 
     def updates(self, since: int = 0) -> list[Update]:
         """Return the updates behind a revision that are kept."""
@@ -217,7 +225,12 @@ class Store:
 
     def revision(self) -> int:
         """Return the newest revision, 0 where there is none."""
-        return int(self.db.execute("SELECT COALESCE(MAX(revision), 0) FROM updates").fetchone()[0])
+        return self.span()[1]
+
+    def span(self) -> tuple[int, int]:
+        """Return the oldest revision that is kept and the newest, 0 and 0 where there is none."""
+        row = self.db.execute("SELECT MIN(revision), MAX(revision) FROM updates").fetchone()
+        return (row[0] or 0, row[1] or 0)
 
 
 @contextmanager

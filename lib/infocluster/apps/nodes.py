@@ -124,17 +124,21 @@ class Rounds:
     def asked(self, query: dict[str, str]) -> "tuple[int, bytes, bytes | None]":
         """Return status, JSON and protobuf of the answer to a request."""
         if query["type"] == nodes_served.UPDATES:
-            return 200, *nodes_served.updates(self.updates(), query.get("since", ""), query.get("epoch", ""))
+            since, epoch = query.get("since", ""), query.get("epoch", "")
+            return 200, *nodes_served.updates(self.updates(since, epoch), since, epoch)
         try:
             found = self.control.answer(query)
         except UnavailableError as error:
             return 503, json.dumps({"error": str(error)}).encode("ascii"), None
         return (404, b'{"error": "There is nothing of this kind."}', None) if found is None else (200, *found)
 
-    def updates(self) -> dict[str, Any]:
-        """Return the document of updates, see `nodes_served`."""
+    def updates(self, since: str = "", epoch: str = "") -> dict[str, Any]:
+        """Return the document of updates, see `nodes_served`, without those that a client has: most ask for none."""
         opened = self.control.store
-        return nodes_served.document(opened.epoch, opened.updates(), opened.nodes(), self.control.clock())
+        whole = nodes_served.document(opened.epoch, opened.span(), opened.nodes(), self.control.clock())
+        last, _ = nodes_served.place(whole, since, epoch)
+        whole["updates"] = [nodes_served.update(one) for one in opened.updates(last)]
+        return whole
 
     def publish(self, now: float, has_marks: bool) -> None:
         """Put what changed into the production tree; what cannot be is told, and tried again in the next round."""
