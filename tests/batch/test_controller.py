@@ -13,7 +13,7 @@ from infocluster.queue.simple import Simple
 PUSH = '[aggregate]\npush = true\nmetrics_file = "{root}/metrics.prom"\naggregators = ["FileProcessor"]\n'
 
 
-# Each is wrong in one thing, and the last in none.
+# Each is wrong in one thing, and the last two in none.
 FAULTY = {
     "Pictured": "def sections(self, now): yield {'id': 'a', 'title': 'A', 'pictures': ['<svg></svg>']}",
     "Nameless": "def sections(self, now): yield {'title': 'B'}",
@@ -28,6 +28,7 @@ FAULTY = {
     "Dotted": "def metrics(self, now): yield 'a-b.c', 'Help.', {}, 2",
     "Borrowed": "def metrics(self, now): yield 'revision', 'Help.', {}, 2",
     "Measured": "def metrics(self, now): yield 'measured', 'Help.', {'n': 1}, 'much'",
+    "Hooked": "def process_GET_Graph(self, msg): return {'edges': 7}",
     "Good": """def sections(self, now):
         yield {'id': 'good', 'title': 'Good', 'pictures': [('P', '<svg id="p"></svg>')]}
     def metrics(self, now): yield 'good', 'Help.', {'n': 1}, 2
@@ -112,8 +113,10 @@ def test_aggregator_that_gives_what_nobody_can_use_is_told_and_the_others_are_pu
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stdout.endswith("controller: 0 reports read, 0 updates\n")
     for name in FAULTY:
-        assert (f" {name}" in done.stderr) is (name != "Good"), (name, done.stderr)
+        assert (f" {name}" in done.stderr) is (name not in ("Hooked", "Good")), (name, done.stderr)
     nodes = site.production / "world/nodes"
+    graph = json.loads((nodes / answers.answer_name({"type": "Graph"})).read_text())
+    assert graph == {"edges": 7} and "Hooked: Graph" in (nodes / "index.html").read_text()
     assert '<svg id="p">' in (nodes / "index.html").read_text()
     metrics = (nodes / "metrics.txt").read_text()
     assert 'infocluster_good{n="1"} 2.0\n' in metrics

@@ -39,6 +39,8 @@ from infocluster import names
 if TYPE_CHECKING:
     from infocluster.aggregate.wire import Message
 
+_GET = "process_GET_"
+
 Saved = Callable[[str, str, Any], None]
 Restored = Callable[[str, str, Any], Any]
 
@@ -137,16 +139,18 @@ class Aggregator(Module):
         """Return the requests whose answers are published for web servers that have no controller near.
 
         Each is its query: ``{"type": "File", "name": "a.txt"}``; under the name ``""`` it may have a mark: while that
-        is what it was, so is the answer. By default, each of `requesttypes` on its own; where FileList and File are
-        two of them, every file of the list in place of the latter.
+        is what it was, so is the answer. By default, each of `requesttypes`, and each that has a hook, on its own;
+        where FileList and File are two of them, every file of the list in place of the latter.
         """
-        kinds = _tuple(self.requesttypes)
+        hooks = [name.removeprefix(_GET) for name in dir(type(self)) if name.startswith(_GET)]
+        kinds = dict.fromkeys((*_tuple(self.requesttypes), *hooks))
         has_files = "FileList" in kinds and "File" in kinds
         yield from ({"type": name} for name in kinds if name != "File" or not has_files)
         if has_files:
             from infocluster.aggregate import answers, wire
 
-            told = self.processREQUEST(wire.Message("GET", "-", "-", "FileList"))
+            process = requests(self, "FileList")
+            told = process(wire.Message("GET", "-", "-", "FileList")) if process else None
             for file in answers.parsed("Files", told).files if isinstance(told, bytes) else ():
                 yield {"type": "File", "name": file.name}
 
@@ -196,7 +200,7 @@ def reports(module: Aggregator, kind: str, message_type: str) -> Callable[[Messa
 
 def requests(module: Aggregator, message_type: str) -> Callable[[Message], Any] | None:
     """Return what answers requests of a type, None where nothing does."""
-    found = getattr(module, f"process_GET_{message_type}", None)
+    found = getattr(module, _GET + message_type, None)
     if found is None and message_type in _tuple(module.requesttypes):
         found = module.processREQUEST
     return found if callable(found) else None
