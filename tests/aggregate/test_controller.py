@@ -117,6 +117,25 @@ def test_report_takes_effect_once_however_often_and_wherever_it_comes(tmp_path: 
         assert control.store.counts() == {"taken": 2, "duplicate": 3}
 
 
+def test_module_that_others_depend_on_keeps_what_it_has_and_is_no_aggregator(tmp_path: Path) -> None:
+    site = house(tmp_path, "Writer")
+    site.module(
+        "class Book(Module):\n    def __init__(self): self.lines = self.restoreData([])\n"
+        "    def keep(self): self.saveData(self.lines)\n"
+        "class Writer(Aggregator):\n    DEPENDS: list[str] = ['Book']\n    requesttypes = 'Book',\n"
+        "    def process_REPORT_Line(self, msg): self.other('Book').lines.append(msg.data.decode())\n"
+        "    def processREQUEST(self, msg): return self.other('Book').lines\n"
+    )
+    for number in range(2):
+        site.put(report("Line", b"line %d" % number, str(number)))
+        with site.controller() as control:
+            control.take()
+            assert list(control.instances) == ["Writer"]
+    with site.controller() as control:
+        assert control.answer({"type": "Book"}) == (b'["line 0", "line 1"]', None)
+    assert not site.faults
+
+
 def test_what_is_no_report_is_counted_with_its_reason(tmp_path: Path) -> None:
     site = house(tmp_path, "Sum")
     site.queue().add(b"SEER/1.0 REPORT\nId: x\n\n")

@@ -9,7 +9,7 @@ from infocluster.aggregate import modules
 from infocluster.aggregate.base import Aggregator
 from infocluster.aggregate.calls import Clock
 
-IMPORT = "from infocluster.aggregate.base import Aggregator, Collector\n"
+IMPORT = "from infocluster.aggregate.base import Aggregator, Collector, Module\n"
 
 
 def put(directory: Path, name: str, text: str) -> Path:
@@ -42,6 +42,27 @@ def test_classes_come_behind_what_they_depend_on_and_others_are_not_run(tmp_path
 
 
 @pytest.mark.parametrize(
+    ("text", "order"),
+    [
+        ("class Top(Aggregator):\n    DEPENDS: list[str] = ['Lib']\n", ["Lib", "Top"]),
+        ("class Top(Aggregator):\n    DEPENDS: list[str]\n", ["Top"]),
+        ("class P(Aggregator): DEPENDS = ['Lib']\nclass Q(P): pass\nclass Top(Q): pass\n", ["Lib", "Top"]),
+        ("class P(Aggregator): DEPENDS = ['Lib']\nclass Top(P): DEPENDS = ()\n", ["Top"]),
+        ("class P(Aggregator): pass\nclass M(Module): DEPENDS = 'Lib'\nclass Top(P, M): pass\n", ["Lib", "Top"]),
+        (
+            "from infocluster.aggregate.builtin import counters\n"
+            "class Counters(counters.Counters): DEPENDS = ['Lib']\nclass Top(Counters): pass\n",
+            ["Lib", "Top"],
+        ),
+    ],
+)
+def test_what_a_class_depends_on_is_its_own_word_or_its_base_s(tmp_path: Path, text: str, order: list[str]) -> None:
+    put(tmp_path / "m", "a.py", text)
+    put(tmp_path / "m", "lib.py", "class Lib(Module): pass\n")
+    assert load(tmp_path / "m", "Top") == (order, [])
+
+
+@pytest.mark.parametrize(
     ("text", "asked", "said"),
     [
         ("class A(Aggregator):\n    DEPENDS = ['Nowhere']\n", "A", "a.py:2: cannot load 'Nowhere': no module file"),
@@ -63,6 +84,7 @@ def test_classes_come_behind_what_they_depend_on_and_others_are_not_run(tmp_path
             "a.py:2: cannot load 'DEPENDS, which is no plain list of names'",
         ),
         ("class A(Aggregator:\n", "A", "a.py:2: cannot load it"),
+        ("class A(Module): pass\n", "A", "a.py:2: cannot load A: it is no subclass of Aggregator"),
         ("class A(Collector): pass\n", "A", "a.py:2: cannot load A: it is no subclass of Aggregator"),
         ("class A(Aggregator): pass\nclass Twice(Aggregator): pass\n", "Twice", "it is defined twice, in"),
     ],

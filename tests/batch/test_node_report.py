@@ -11,10 +11,16 @@ from aggregate.cluster import KEY
 from conftest import Site
 from infocluster.aggregate import messages_pb2, wire
 
-MODULE = """from infocluster.aggregate.base import Collector
+MODULE = """from infocluster.aggregate.base import Collector, Module
+class Numbers(Module):
+    def __init__(self):
+        for n in range(3): self.saveData(n, f"part{n}")
+    def all(self):
+        return [self.restoreData(None, part) for part in self.savedParts()]
 class Three(Collector):
+    DEPENDS = ["Numbers"]
     def getReport(self, now):
-        return [("Number", str(n).encode()) for n in range(3)]
+        return [("Number", str(n).encode()) for n in self.other("Numbers").all()]
 class Raises(Collector):
     def getReport(self, now):
         raise RuntimeError("broken")
@@ -124,7 +130,7 @@ def test_collector_that_fails_is_told_and_the_others_are_asked(site: Site) -> No
         ):
             assert word in done.stderr, word
         shown = site.batch("node-report", "-show")
-        assert "Three: Number, 1 bytes" in shown.stdout and len(taken) == 5
+        assert "Deaf: Number, 4 bytes" in shown.stdout and len(taken) == 5
 
 
 def test_file_that_is_not_handed_in_is_told_when_it_changed(site: Site) -> None:

@@ -87,6 +87,8 @@ class Controller:
         for line in loaded.faults:
             self.fault(line, lasts=True)
         self._classes = loaded.classes
+        # One of each class that was loaded; and those of them that are aggregators.
+        self._modules: dict[str, base.Module] = {}
         self.instances: dict[str, base.Aggregator] = {}
         self._renew()
 
@@ -117,7 +119,7 @@ class Controller:
     def _renew(self, only: str = "") -> None:
         """Make all instances from what was kept, or only the one of this name."""
         if not only:
-            self.instances = {}
+            self._modules, self.instances = {}, {}
         for made in list(self._classes):
             name = made.__name__
             if only and name != only:
@@ -126,16 +128,16 @@ class Controller:
             instance.settings = self.settings
             instance._save, instance._restore = self.store.save, self.store.restore
             instance._parts, instance._tell = self.store.parts, self.fault
-            instance._others = self.instances  # type: ignore[assignment] # aggregators are modules
+            instance._others = self._modules
             try:
                 self._calls.call(instance.__init__)  # type: ignore[misc] # a new instance's own
                 if isinstance(instance, base.Aggregator):
                     self._calls.call(base.requests, instance, "")  # what it says of itself can be used
             except CallError as error:
                 self.fault(f"cannot make {name}: {error}; it gets nothing in this run", lasts=True)
-                self._classes.remove(made)
-                self.instances.pop(name, None)
+                self._forget(name)
                 continue
+            self._modules[name] = instance
             if isinstance(instance, base.Aggregator):
                 self.instances[name] = instance
 
@@ -237,7 +239,7 @@ class Controller:
         self.fault(f"{name} cannot take report {message.id} of {message.src}: {why}")
 
     def _keep(self) -> None:
-        for name, instance in self.instances.items():
+        for name, instance in self._modules.items():
             try:
                 self._calls.call(instance.keep)
             except CallError as error:
@@ -245,6 +247,10 @@ class Controller:
 
     def _put_out(self, name: str, line: str) -> None:
         self.fault(f"{line}; it gets nothing more in this run", lasts=True)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._modules.pop(name, None)
         self.instances.pop(name, None)
         self._classes = [made for made in self._classes if made.__name__ != name]
 

@@ -88,6 +88,11 @@ class _Spool:
         """Return what was kept last."""
         return self.kept.get(f"{name}:{part}", default)
 
+    def parts(self, name: str) -> list[str]:
+        """Return the parts that a collector kept."""
+        parts = (key.removeprefix(name + ":") for key in self.kept if key.startswith(name + ":"))
+        return sorted(part for part in parts if part)
+
 
 def _collectors(run: Run, clock: calls.Clock, spool: _Spool | None) -> list[base.Collector]:
     own = run.settings["aggregate"]
@@ -95,16 +100,19 @@ def _collectors(run: Run, clock: calls.Clock, spool: _Spool | None) -> list[base
     for line in loaded.faults:
         run.fault(line)
     found: list[base.Collector] = []
+    others: dict[str, base.Module] = {}
     for made in loaded.classes:
         instance = made.__new__(made)
         instance.settings, instance._tell = run.settings, run.fault
+        instance._others = others
         if spool:
-            instance._save, instance._restore = spool.save, spool.restore
+            instance._save, instance._restore, instance._parts = spool.save, spool.restore, spool.parts
         try:
             clock.call(instance.__init__)  # type: ignore[misc] # a new instance's own
         except calls.CallError as error:
             run.fault(f"cannot make {made.__name__}: {error}")
             continue
+        others[made.__name__] = instance
         if isinstance(instance, base.Collector):
             found.append(instance)
     return found
