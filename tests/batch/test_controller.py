@@ -3,10 +3,12 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 from aggregate.house import files_report
-from conftest import Site
+from conftest import ROOT, Site
 from infocluster.aggregate import answers, wire
 from infocluster.queue.simple import Simple
 
@@ -77,6 +79,21 @@ def test_reports_of_all_servers_are_read_published_pushed_and_dropped_by_their_o
         left[server] = sum(len(names) for _, _, names in os.walk(site.gather(server) / "reports"))
     assert left == {"web1": 1, "web2": 0, "web3": 0}
     assert site.batch("controller", "-once").stdout.endswith("controller: 0 reports read, 0 updates\n")
+
+
+def test_what_was_set_aside_is_listed_while_another_one_runs(site: Site) -> None:
+    site.configure('[aggregate]\naggregators = ["FileProcessor"]\nfiles_limit = 1\n')
+    put(site, "web1", files_report("1", a_txt=b"1", b_txt=b"2"), 0)
+    command = [sys.executable, str(ROOT / "batch/controller"), "-serve"]
+    with subprocess.Popen(command, env=site.environment(), stderr=subprocess.PIPE, text=True) as serving:
+        try:
+            assert serving.stderr and "cannot keep the files of node1" in serving.stderr.readline()
+            while not (listed := site.batch("controller", "-aside")).stdout.endswith("1 reports set aside\n"):
+                assert listed.returncode == 0, listed.stderr  # not committed yet
+            assert "FileProcessor: BadInputError: cannot keep the files of node1" in listed.stdout
+            assert site.batch("controller", "-again").returncode == 75
+        finally:
+            serving.terminate()
 
 
 def test_what_an_install_would_remove_again_is_not_published(site: Site) -> None:
