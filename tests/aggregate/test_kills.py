@@ -108,11 +108,12 @@ def test_every_valid_report_takes_effect_once_whatever_is_killed_when(tmp_path: 
     counts: dict[str, int] = {}
     ghosts = set()
     for server in ("web1", "web2"):
-        refused = refusals.read(str(tmp_path / "var/gather" / server / "www/reports.refused"))
-        ghosts |= refused.ghosts.keys()
-        for reason, n in refused.counts.items():
+        found = refusals.read(str(tmp_path / "var/gather" / server / "www/reports.refused"))
+        ghosts |= found.ghosts.keys()
+        for reason, n in found.counts.items():
             counts[reason] = counts.get(reason, 0) + n
-    assert counts == {name: sent[name] for name in ("signature", "malformed", "unknown", "clock")}
+    refused = {name: sent[name] for name in ("signature", "malformed", "unknown", "clock")}
+    assert counts == {**refused, "duplicate": sent["twice"]}
     assert ghosts == {f"ghost{number}" for number in range(7)}
     published = json.loads((tmp_path / "var/www/world/nodes/status.json").read_text())
     assert published["counts"]["taken"] == valid

@@ -218,7 +218,7 @@ def _own_sections(values: dict[str, Any]) -> Iterable[dict[str, Any]]:
     yield _section("backups", "Backups", head, [[str(cell) for cell in row] for row in values["backups"]])
     counts = [[reason, f"{n:,}"] for reason, n in values["counts"].items()]
     counts += [
-        [f"refused by {one['server']}: {reason}", f"{n:,}"]
+        [f"not taken by {one['server']}: {reason}", f"{n:,}"]
         for one in values["refused"]
         for reason, n in sorted(one["counts"].items())
     ]

@@ -32,7 +32,7 @@ def own(request: Request, _now: float) -> "tuple[str, str]":
     except (InfoclusterError, OSError):
         return title, "<p>They cannot be read now.</p>"
     rows = [("in the queue, read or not", str(waiting))]
-    rows += [(f"refused: {reason}", str(n)) for reason, n in sorted(refused.counts.items())]
+    rows += [(f"not taken: {reason}", str(n)) for reason, n in sorted(refused.counts.items())]
     html = _table(("What", "How many"), rows)
     if refused.ghosts:
         ghosts = [(name, str(n), where, _moment(last)) for name, (n, where, last) in sorted(refused.ghosts.items())]
@@ -98,7 +98,7 @@ def metrics(request: Request) -> Response:
             "# HELP infocluster_own_queue Reports in this server's queue.",
         ]
         lines.append(f"infocluster_own_queue {waiting}")
-        lines += ["# TYPE infocluster_own_refused counter", "# HELP infocluster_own_refused Reports refused here."]
+        lines += ["# TYPE infocluster_own_refused counter", "# HELP infocluster_own_refused Reports not taken here."]
         lines += [
             f'infocluster_own_refused_total{{reason="{word}"}} {n}' for word, n in sorted(refused.counts.items())
         ]
