@@ -9,7 +9,7 @@ import time
 
 from aggregate.house import files_report
 from conftest import ROOT, Site
-from infocluster.aggregate import answers, wire
+from infocluster.aggregate import answers, refusals, wire
 from infocluster.queue.simple import Simple
 
 PUSH = '[aggregate]\npush = true\nmetrics_file = "{root}/metrics.prom"\naggregators = ["FileProcessor"]\n'
@@ -44,8 +44,14 @@ def put(site: Site, server: str, message: wire.Message, age_s: float) -> None:
     queue.add(wire.content(message))
 
 
+def element(site: Site, server: str) -> os.stat_result:
+    (found,) = (path for path in (site.gather(server) / "reports").rglob("*") if path.is_file())
+    return found.stat()
+
+
 def test_reports_of_all_servers_are_read_published_pushed_and_dropped_by_their_owners(site: Site) -> None:
     site.configure(PUSH.format(root=site.root))
+    refusals.note(str(site.gather("web1") / "reports.refused"), "signature")
     for number, server in enumerate(site.servers):
         put(site, server, files_report(f"old-{server}", f"node{number}", a_txt=server.encode()), 7200)
     put(site, "web1", files_report("young", "node0", b_txt=b"young"), 0)
@@ -70,6 +76,17 @@ def test_reports_of_all_servers_are_read_published_pushed_and_dropped_by_their_o
     # Run again it reads nothing anew, and publishes the same.
     again = site.batch("controller", "-once")
     assert again.stdout.endswith("controller: 0 reports read, 0 updates\n") and not again.stderr
+    # What else was published then is shown by every server, and what is gathered on it.
+    shown = site.cgi("status.cgi", server="web2").body.decode()
+    for words in (
+        "<h3>Pushes</h3>",
+        "<td>gather/marks, world/nodes</td>",
+        "<td>everywhere</td>",
+        "<td>not taken by web1: signature</td><td>1</td>",
+        f"<td>reports</td><td>1</td><td>{element(site, 'web2').st_size}</td>",
+    ):
+        assert words in shown, (words, shown)
+    assert "<h3>Faults</h3>" not in shown
     # Each owner drops what was read, once nothing can be added to it; what is young stays.
     left = {}
     for server in site.servers:
@@ -117,6 +134,25 @@ def test_module_that_cannot_be_loaded_is_told_and_the_others_run(site: Site) -> 
     assert done.returncode == 1 and f"{modules}/bad.py:3: cannot load it: ZeroDivisionError" in done.stderr
     assert done.stdout.endswith("controller: 1 report read, 1 update\n")
     assert site.batch("controller").returncode == 64
+    # What cannot come about in a test of one host is put beside what was published.
+    status = site.production / "world/nodes/status.json"
+    values = json.loads(status.read_text())
+    values["backups"] = [["web1", "cf one", "12:00", "running", "11:00", "40 %", "", ""]]
+    values["locks"] = [["world/a", "holds", "www", 1795384800.0], ["a slot", "waits", "ftp", 1795384800.0]]
+    values["servers"] = [{"name": "web3", "lacks": ["world/b"]}, {"name": "web2", "lacks": []}]
+    status.write_text(json.dumps(values))
+    root = str(site.production / "world")
+    shown = site.cgi("status.cgi", DOCUMENT_ROOT=root).body.decode()
+    for words in (
+        "bad.py:3: cannot load it",
+        "cf one",
+        "<td>world/a</td><td>holds</td>",
+        "<td>a slot</td>",
+        "world/b",
+    ):
+        assert words in shown, (words, shown)
+    site.configure('[poll]\nallow = ["192.0.2.7"]\n')
+    assert "cf one" not in site.cgi("status.cgi", DOCUMENT_ROOT=root).body.decode()
 
 
 def test_aggregator_that_gives_what_nobody_can_use_is_told_and_the_others_are_published(site: Site) -> None:

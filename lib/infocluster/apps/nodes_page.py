@@ -5,10 +5,12 @@ Shape: status.json is ``{"format": "infocluster status 1", "made": 1795384800.5,
     "revision": 12, "nodes": [{"name": "node1", "first": 1795380000.0, "last": 1795384799.0, "period": 180.0,
     "reports": 80, "gray": false}], "counts": {"taken": 80, "duplicate": 1}, "aside": 0, "modules": ["FileProcessor"],
     "faults": ["..."], "refused": [{"server": "web1", "counts": {"signature": 3}, "ghosts": {"node77": [3,
-    "192.0.2.9", 1795384800]}}], "pushes": [...], "servers": [...], "backups": [["cf", ...]]}``:
+    "192.0.2.9", 1795384800]}}], "pushes": [...], "servers": [...], "backups": [["cf", ...]],
+    "locks": [["world/a", "holds", "www", 1795384800.5]]}``:
     counts are of messages that the controller read, faults those of the last hour and those that last, refusals what
     web servers did not take; pushes and
-    servers as ``wwwpush -status -json`` has them; backups are rows of `poll_page`.
+    servers as ``wwwpush -status -json`` has them; backups are rows of `poll_page`; locks say of which paths, or
+    of "a slot", how it stands, whose it is and since when.
 
     metrics.txt is OpenMetrics text, of gauges and counters whose names begin with ``infocluster_``.
 
@@ -29,6 +31,7 @@ from infocluster.aggregate.controller import Controller
 from infocluster.apps import poll_page
 from infocluster.config import Settings
 from infocluster.errors import InfoclusterError, UnavailableError
+from infocluster.locks import pathlocks, slots
 from infocluster.push import servers
 from infocluster.push import status as pushing
 
@@ -63,6 +66,7 @@ def status(control: Controller, settings: Settings, now: float) -> dict[str, Any
         "pushes": [],
         "servers": [],
         "backups": [],
+        "locks": [],
     }
     for kind in KINDS:
         if not any(server["kind"] == kind for server in settings["servers"]):
@@ -75,6 +79,10 @@ def status(control: Controller, settings: Settings, now: float) -> dict[str, Any
             continue
         found["pushes"] += [_push(push) for push in told.get("pushes", [])[-PUSHES:]]
         found["servers"] += told.get("servers", [])
+    try:
+        found["locks"] = list(_locks(settings["site"]["state_dir"]))
+    except InfoclusterError as error:
+        control.fault(str(error))
     gather = settings["gather"]
     for server, _ in control.queues.servers():
         try:
@@ -95,6 +103,13 @@ def _push(record: dict[str, Any]) -> dict[str, Any]:
         "paths": record["paths"],
         "ok": record["ok"],
     }
+
+
+def _locks(state_dir: str) -> Iterable[list[Any]]:
+    for request in pathlocks.holders(f"{state_dir}/pathlocks"):
+        yield [pathlocks.listed(request.paths), request.state, request.user, request.since]
+    for push in slots.holders(f"{state_dir}/slots"):
+        yield ["a slot", push.state, push.user, push.held_since or push.since]
 
 
 def _refused(control: Controller) -> Iterable[dict[str, Any]]:
