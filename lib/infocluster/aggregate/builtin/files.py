@@ -41,8 +41,11 @@ class FileProcessor(Aggregator):
         self.file_limit_bytes: int = own["file_limit_bytes"]
         self.files_limit: int = own["files_limit"]
         files.make_directories(self.storagedir, 0o750)
-        # By node: by name [modtime, size, digest, date of the report].
-        self.known: dict[str, dict[str, list[Any]]] = {node: self.restoreData({}, node) for node in self.savedParts()}
+        # By node: by name [modtime, size, digest, date of the report]; a database may be of before the last two.
+        self.known: dict[str, dict[str, list[Any]]] = {
+            node: {name: [*one, "", 0][:4] for name, one in self.restoreData({}, node).items()}
+            for node in self.savedParts()
+        }
         self.newfiles: list[list[str]] = self.restoreData([])
         self._changed: set[str] = set()
 
