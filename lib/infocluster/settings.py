@@ -379,7 +379,10 @@ TABLE = (
     ),
     Setting("aggregate", "update_period_s", _seconds(0.1, 86400), 5, "Seconds between two updates."),
     Setting("aggregate", "look_s", _seconds(0.05, 3600), 1, "Seconds between two looks of controller -serve."),
-    Setting("aggregate", "call_limit_s", _seconds(0.1, 3600), 10, "Seconds that an aggregator may take at once."),
+    Setting(
+        "aggregate", "call_limit_s", _seconds(0.1, 3600), 10,
+        "Seconds that an aggregator or a collector may take at once, or its file to be loaded.",
+    ),
     Setting("aggregate", "updates_count", _whole(1, 100000), 200, "Updates that are kept for those who missed some."),
     Setting(
         "aggregate", "updates_limit_bytes", _whole(0, 1 << 28), 2097152,

@@ -29,6 +29,7 @@ FAULTY = {
     "Labelled": "def metrics(self, now): yield 'one', 'Help.', {'no good': '1'}, 2",
     "Dotted": "def metrics(self, now): yield 'a-b.c', 'Help.', {}, 2",
     "Borrowed": "def metrics(self, now): yield 'revision', 'Help.', {}, 2",
+    "Reserved": "def metrics(self, now): yield 'own_refused_total', 'Help.', {}, 2",
     "Measured": "def metrics(self, now): yield 'measured', 'Help.', {'n': 1}, 'much'",
     "Hooked": "def process_GET_Graph(self, msg): return {'edges': 7}",
     "Good": """def sections(self, now):

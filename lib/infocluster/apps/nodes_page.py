@@ -41,6 +41,8 @@ FAULTS = 50
 CELL_LIMIT = 300
 LARGE = frozenset({"data", "history"})
 KINDS = ("web", "ftp")
+# What status.cgi adds to the metrics that it finds published.
+OF_STATUS = frozenset({"published_age_seconds", "own_queue", "own_refused"})
 _WORD = re.compile("[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -308,7 +310,7 @@ def metrics(control: Controller, values: dict[str, Any]) -> bytes:
     add("published_seconds", "gauge", "When this was published, Unix time.", {}, values["made"])
     for server in values["servers"]:
         add("server_lacks", "gauge", "Paths that a server lacks.", {"server": server["name"]}, len(server["lacks"]))
-    ours = frozenset(families)
+    ours = OF_STATUS | families.keys()
     for module in list(control.instances):
         for name, about, labels, value in control.ask(module, "metrics", _gauge, values["made"]):
             if name.removesuffix("_total") in ours:
