@@ -56,6 +56,12 @@ def test_what_is_published_of_a_file_is_its_newest_content_whatever_its_time_and
     query = {"type": "File", "node": "node1", "name": "a.txt"}
     published = tmp_path / "var/www/world/nodes" / answers.answer_name(query)
     with site.controller() as control:
+
+        def held() -> bytes:
+            found = control.answer(query)
+            assert found
+            return base64.b64decode(json.loads(found[0])["files"][0]["data"])
+
         this = rounds(site, control)
         for number, content in enumerate((b"one", b"two")):
             site.put(files_report(f"f{number}", a_txt=content))
@@ -64,10 +70,11 @@ def test_what_is_published_of_a_file_is_its_newest_content_whatever_its_time_and
             this.publish(site.now, False)
             (file,) = json.loads(published.read_bytes())["files"]
             assert base64.b64decode(file["data"]) == content
-        # A report that waited on its node, or was set aside, brings nothing older back.
-        late = files_report("late", a_txt=b"old")
-        late.fields["date"] = str(int(site.now) - 60)
-        site.put(late)
+        # A report of a server that was out of reach, or one that was set aside, brings nothing older back.
+        site.now -= 60
+        site.put(files_report("late", a_txt=b"old"), "web2")
+        site.now += 60
+        assert control.take() == 1 and held() == b"two"
         failing = tmp_path / "var/state/files/node1"
         failing.rename(failing.with_name("aside"))
         failing.write_text("no directory")
@@ -79,9 +86,7 @@ def test_what_is_published_of_a_file_is_its_newest_content_whatever_its_time_and
         site.now += 1
         site.put(files_report("last", a_txt=b"last"))
         control.take()
-        assert control.again() == 1 and not control.store.aside()
-        found = control.answer(query)
-        assert found and base64.b64decode(json.loads(found[0])["files"][0]["data"]) == b"last"
+        assert control.again() == 1 and not control.store.aside() and held() == b"last"
 
 
 SPEAKER = """

@@ -203,16 +203,14 @@ class Controller:
         elif not self.store.take(message.src, message.id, now):
             self.store.count(DUPLICATE)
         else:
-            message.fields.setdefault("date", str(made))
+            message.came = element.time
             period = min(message.number("period", self.own["period_s"]), 10**8)
             self.store.hear(message.src, min(element.time, now), period)
             self.store.count(TAKEN)
             key = f"{element.server}/{element.directory}/{element.name}"
-            self._give(message, content, key, skipped, now)
+            self._give(message, content, key, skipped)
 
-    def _give(
-        self, message: wire.Message, content: bytes, key: str, skipped: dict[tuple[str, str], str], now: float
-    ) -> None:
+    def _give(self, message: wire.Message, content: bytes, key: str, skipped: dict[tuple[str, str], str]) -> None:
         """Give a report to every aggregator that deals with its type."""
         found = False
         for name, instance in self.instances.items():
@@ -224,7 +222,7 @@ class Controller:
             if why is None and self._late.get(name, 0) >= LATE_LIMIT:
                 why = f"{name} was late {LATE_LIMIT} times"
             if why is not None:
-                self._set_aside(name, why, message, content, now)
+                self._set_aside(name, why, message, content)
                 continue
             try:
                 self._calls.call(process, message)
@@ -233,9 +231,9 @@ class Controller:
         if not found:
             self.store.count(NO_AGGREGATOR)
 
-    def _set_aside(self, name: str, why: str, message: wire.Message, content: bytes, now: float) -> None:
+    def _set_aside(self, name: str, why: str, message: wire.Message, content: bytes) -> None:
         self.store.count(ASIDE)
-        self.store.set_aside(now, name, why, content, self.own["aside_count"])
+        self.store.set_aside(message.came, name, why, content, self.own["aside_count"])
         self.fault(f"{name} cannot take report {message.id} of {message.src}: {why}")
 
     def _keep(self) -> None:
@@ -271,7 +269,7 @@ class Controller:
         for one in self.store.aside():
             instance = self.instances.get(one.module)
             message = wire.parse(one.message)
-            message.fields.setdefault("date", str(int(one.time)))
+            message.came = one.time
             process = base.reports(instance, message.kind, message.type) if instance else None
             if process is None:
                 continue

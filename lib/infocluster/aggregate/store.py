@@ -9,7 +9,7 @@ Shape: STATE_DIR/aggregate/aggregate.sqlite has the tables
     ``saved``       what an aggregator keeps through saveData: class, part, MessagePack
     ``nodes``       when a node was first and last heard of, its period (s), how many reports, whether it is gray
     ``counts``      how many messages were taken, and how many were not, by reason
-    ``aside``       reports that an aggregator could not take: when, which one, why, the message
+    ``aside``       reports that an aggregator could not take: when it came, which one, why, the message
     ``updates``     updates by their revision: when, type, JSON, protobuf
     ``meta``        the epoch: a name for this database, so that another one's revisions are told apart
     ==============  ============================================================================================
@@ -185,10 +185,10 @@ class Store:
         self.db.executemany("UPDATE nodes SET gray = NOT gray WHERE name = ?", [(node.name,) for node in turned])
         return [node.name for node in turned]
 
-    def set_aside(self, now: float, module: str, reason: str, message: bytes, limit: int) -> None:
+    def set_aside(self, came: float, module: str, reason: str, message: bytes, limit: int) -> None:
         """Keep a report that an aggregator could not take, and forget the oldest over a limit."""
         self.db.execute(
-            "INSERT INTO aside (time, module, reason, message) VALUES (?, ?, ?, ?)", (now, module, reason, message)
+            "INSERT INTO aside (time, module, reason, message) VALUES (?, ?, ?, ?)", (came, module, reason, message)
         )
         self.db.execute("DELETE FROM aside WHERE number <= (SELECT MAX(number) FROM aside) - ?", (limit,))
 

@@ -13,8 +13,7 @@ Shape: a first line, header lines, a blank line, a body of the stated length. Li
 
         (12 bytes)
 
-    ``Id`` and ``Src`` together are unique. ``Date`` is when it was made (Unix seconds; aggregators find
-    there when it came, where it does not say), ``Period`` for how many
+    ``Id`` and ``Src`` together are unique. ``Date`` is when it was made (Unix seconds), ``Period`` for how many
     seconds its sender may be silent after it. ``Dst`` names one receiver, ``DAttrib`` what receivers have announced.
     Other headers are kept: ``Filename: a.txt`` is ``message.filename``.
 
@@ -55,9 +54,10 @@ class Message:
         dattrib: the attribute its receivers have, or "".
         fields: the other headers, names in small letters. Each is an attribute too: ``message.filename``, "" where
             the message has no such header.
+        came: when a web server took it, Unix seconds; 0.0 where none did. Does not travel.
     """
 
-    __slots__ = ("data", "dattrib", "dst", "fields", "id", "kind", "src", "type")
+    __slots__ = ("came", "data", "dattrib", "dst", "fields", "id", "kind", "src", "type")
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class Message:
         self.fields = fields or {}
         self.dst = dst
         self.dattrib = dattrib
+        self.came = 0.0
 
     def __getattr__(self, name: str) -> str:
         if name.startswith("_") or name in Message.__slots__:

@@ -2,8 +2,8 @@
 """Files that nodes hand in: FileProcessor keeps them, FileCollector sends those that changed.
 
 Shape: below ``aggregate.files_dir`` a directory a node, in it the node's files under their own names, each whole. A
-    name is one component: what walks, hides or steers is refused, and the whole report with it. What an older report
-    says of a file changes nothing.
+    name is one component: what walks, hides or steers is refused, and the whole report with it. A report
+    that came before the one by which a file is known changes nothing of it, whenever it is delivered.
 """
 
 import glob
@@ -41,9 +41,9 @@ class FileProcessor(Aggregator):
         self.file_limit_bytes: int = own["file_limit_bytes"]
         self.files_limit: int = own["files_limit"]
         files.make_directories(self.storagedir, 0o750)
-        # By node: by name [modtime, size, digest, date of the report]; a database may be of before the last two.
+        # By node: by name [modtime, size, digest, when the report came]; a database may be of before the last two.
         self.known: dict[str, dict[str, list[Any]]] = {
-            node: {name: [*one, "", 0][:4] for name, one in self.restoreData({}, node).items()}
+            node: {name: [*one, "", 0.0][:4] for name, one in self.restoreData({}, node).items()}
             for node in self.savedParts()
         }
         self.newfiles: list[list[str]] = self.restoreData([])
@@ -58,7 +58,7 @@ class FileProcessor(Aggregator):
         node = names.name(msg.src, "the name of a node")
         told = answers.parsed("Files", msg.data)
         known = self.known.get(node, {})
-        sent = msg.number("date", int(time.time()))
+        came = msg.came or time.time()
         wanted = {plain(file.name): file for file in told.files}
         for name, file in wanted.items():
             if len(file.data) > self.file_limit_bytes:
@@ -69,13 +69,13 @@ class FileProcessor(Aggregator):
             raise BadInputError(f"cannot keep the files of {node}: over {self.files_limit}")
         files.make_directories(f"{self.storagedir}/{node}", 0o750)
         for name, file in wanted.items():
-            if name in known and sent < known[name][3]:
-                continue  # one that waited, or was set aside: newer is known
+            if name in known and came < known[name][3]:
+                continue  # it was set aside, or its server was out of reach: newer is known
             path = f"{self.storagedir}/{node}/{name}"
             when = file.modtime if math.isfinite(file.modtime) and 0 < file.modtime < 1e11 else time.time()
             files.replace(path, file.data, 0o640)
             os.utime(path, (when, when))
-            known[name] = [when, len(file.data), secrets.sha256(file.data).hex()[:16], sent]
+            known[name] = [when, len(file.data), secrets.sha256(file.data).hex()[:16], came]
             if [node, name] not in self.newfiles:
                 self.newfiles.append([node, name])
         self.known[node] = known
