@@ -10,7 +10,8 @@ Usage: POST report.cgi, a SEER/1.0 message as the body, with the headers
                                     the body's SHA-256 in hexadecimal
 
 Answered is "stored ID" when the report is in the queue and on the disk, "duplicate ID" when it came before. What is
-refused is counted by its reason; a node without a key is listed as a ghost by status.cgi.
+not taken is counted by its reason (duplicate, malformed, unknown, clock, signature, method, length, size); a node
+without a key is listed as a ghost by status.cgi.
 
 Reads: etc/infocluster.toml [aggregate]; etc/secrets/nodes/NODE
 Writes: $SERVER_GATHER/reports/, reports.nodes/NODE, reports.refused

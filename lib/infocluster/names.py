@@ -64,6 +64,15 @@ def tree_path(text: str) -> str:
     return "/".join(parts)
 
 
+def is_component(text: str) -> bool:
+    """Tell whether a text, of characters that UTF-8 has, may be one component of a tree path, and is not hidden."""
+    try:
+        text.encode("utf-8")
+        return "/" not in text and not text.startswith(".") and tree_path(text) == text
+    except (UsageError, UnicodeEncodeError):
+        return False
+
+
 def shown(text: str, limit: int = 120) -> str:
     """Return a text quoted for a message: nothing in it can end a line or steer a terminal."""
     if len(text) > limit:

@@ -398,8 +398,16 @@ TABLE = (
     ),
     Setting("aggregate", "update_period_s", _seconds(0.1, 86400), 5, "Seconds between two updates."),
     Setting("aggregate", "look_s", _seconds(0.05, 3600), 1, "Seconds between two looks of controller -serve."),
-    Setting("aggregate", "call_limit_s", _seconds(0.1, 3600), 10, "Seconds that an aggregator may take at once."),
+    Setting(
+        "aggregate", "call_limit_s", _seconds(0.1, 3600), 10,
+        "Seconds that an aggregator or a collector may take at once, or its file to be loaded.",
+    ),
     Setting("aggregate", "updates_count", _whole(1, 100000), 200, "Updates that are kept for those who missed some."),
+    Setting(
+        "aggregate", "updates_limit_bytes", _whole(0, 1 << 28), 2097152,
+        "Bytes that they may have together; the newest is kept whatever it has. Where there is no socket, "
+        "request.cgi reads all of them for each ?updates.",
+    ),
     Setting(
         "aggregate", "keep_days", _whole(1, 3650), 30,
         "Days that a report may be late, and that its id is remembered so that it takes effect once.",
@@ -432,7 +440,10 @@ TABLE = (
     Setting("aggregate", "spool_dir", DIRECTORY, "var/state/spool", "On a node: where reports wait."),
     Setting("aggregate", "spool_limit", _whole(1, 1000000), 10000, "How many may wait; the oldest go first."),
     Setting("aggregate", "send_timeout_s", _seconds(0.1, 600), 20, "Seconds that handing one in may take."),
-    Setting("aggregate", "files", TEXTS, [], "On a node: files that FileCollector hands in, with wildcards."),
+    Setting(
+        "aggregate", "files", TEXTS, [],
+        "On a node: files that FileCollector hands in, with wildcards; of several that share a name, the first.",
+    ),
     Setting(
         "aggregate", "counters", TEXTS, ["/proc/net/dev", "/proc/stat"],
         "On a node: what CounterCollector reads: these two, and files with a line \"NAME NUMBER\" for each counter.",

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Twenty thousand reports of fifty nodes to two web servers, through report.cgi's own handler: good ones and others.
 
-Usage: feed.py ROOT SEED COUNT
+Usage: feed.py ROOT SEED COUNT PARTS
 
-ROOT has etc/infocluster.toml and var/gather. What has to come of it is printed as one JSON object: how many were sent
+ROOT has etc/infocluster.toml and var/gather. So many parts are handed in, each when a line comes to the standard
+input. What has to come of it is printed as one JSON object: how many were sent
 of each kind, the sum of the values of all valid ones, and what was answered.
 """
 
@@ -51,6 +52,7 @@ def hand_in(root: Path, server: str, node: str, message_id: str, body: bytes, ke
 
 def main() -> None:
     root, chance, count = Path(sys.argv[1]), random.Random(sys.argv[2]), int(sys.argv[3])
+    part_size = -(-count // int(sys.argv[4]))
     posix.environ[b"INFOCLUSTER_CONF"] = str(root / "etc/infocluster.toml").encode()
     sent: Counter[str] = Counter()
     answered: Counter[str] = Counter()
@@ -67,7 +69,9 @@ def main() -> None:
         part = orders[place : place + 40]
         chance.shuffle(part)
         orders[place : place + 40] = part
-    for node, kind, number in orders:
+    for place, (node, kind, number) in enumerate(orders):
+        if place % part_size == 0:
+            sys.stdin.readline()
         now = int(time.time())
         server = chance.choice(("web1", "web2"))
         key = KEY + node.encode()

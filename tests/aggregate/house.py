@@ -60,7 +60,7 @@ class House:
     def module(self, text: str, name: str = "own.py") -> None:
         directory = self.root / "modules"
         directory.mkdir(exist_ok=True, mode=0o755)
-        (directory / name).write_text("from infocluster.aggregate.base import Aggregator, Collector\n" + text)
+        (directory / name).write_text("from infocluster.aggregate.base import Aggregator, Collector, Module\n" + text)
         (directory / name).chmod(0o644)
 
     @contextmanager

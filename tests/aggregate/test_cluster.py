@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from aggregate.cluster import SEED, Cluster, cluster, until
+from aggregate.cluster import KEY, SEED, Cluster, cluster, until
 from aggregate.house import files_report
 from conftest import Site
-from infocluster.aggregate import messages_pb2, reports
+from infocluster.aggregate import messages_pb2, refusals, reports, signing, wire
 
 MORE = 'collectors = ["FileCollector", "CounterCollector", "HealthCollector"]\nfiles = ["{top}/out/*"]\n'
 
@@ -119,7 +119,7 @@ def test_report_that_is_not_to_be_taken_is_refused_counted_and_kept_nowhere(open
         for line in ("count unknown 2", "count signature 3", "count clock 1", "count malformed 2", "ghost node2 1 "):
             assert line in text
         shown = site.get("/cgi-bin/status.cgi")[2].decode()
-        assert "node2" in shown and "refused: signature" in shown
+        assert "node2" in shown and "not taken: signature" in shown
         done = site.run("controller", "-once")
         assert done.stdout.startswith("controller: 1 report read"), done.stderr
         assert "node2" in page(site)
@@ -148,6 +148,42 @@ def test_report_waits_in_the_spool_while_no_server_takes_it_and_leaves_in_order(
             found += [(Path(directory) / name).read_bytes() for name in sorted(names)]
         sizes = [len(messages_pb2.Files.FromString(one.partition(b"\n\n")[2]).files[0].data) for one in found]
         assert sizes == [2, 3, 4, 5]
+
+
+def test_whatever_is_not_taken_is_counted_by_its_reason(site: Site) -> None:
+    keys = site.root / "etc/secrets/nodes"
+    keys.mkdir(parents=True)
+    (keys / "node1").write_bytes(KEY)
+    body = wire.content(files_report("good", a_txt=b"1"))
+    date = int(time.time())
+    signed = {
+        "CONTENT_LENGTH": str(len(body)),
+        "HTTP_X_SEER_NODE": "node1",
+        "HTTP_X_SEER_ID": "good",
+        "HTTP_X_SEER_DATE": str(date),
+        "HTTP_X_SEER_SIGNATURE": signing.sign(KEY, "POST", "/cgi-bin/report.cgi", "node1", "good", date, body),
+    }
+    for changed, status, word in (
+        ({}, 200, ""),
+        ({}, 200, "duplicate"),
+        ({}, 200, "duplicate"),
+        ({"REQUEST_METHOD": "GET"}, 405, "method"),
+        ({"CONTENT_LENGTH": ""}, 411, "length"),
+        ({"CONTENT_LENGTH": "5000000"}, 413, "size"),
+        ({"CONTENT_LENGTH": "x"}, 400, "malformed"),
+        ({"CONTENT_LENGTH": str(len(body) + 1)}, 400, "malformed"),
+        ({"HTTP_X_SEER_NODE": "node2"}, 403, "unknown"),
+        ({"HTTP_X_SEER_DATE": "1"}, 403, "clock"),
+        ({"HTTP_X_SEER_ID": "other"}, 403, "signature"),
+    ):
+        path = str(site.gather() / "reports.refused")
+        before = refusals.read(path).counts
+        reply = site.cgi("report.cgi", "POST", body, **{**signed, **changed})
+        assert reply.status == status, (changed, reply.body, reply.errors)
+        counts = refusals.read(path).counts
+        assert counts == ({**before, word: before.get(word, 0) + 1} if word else before), changed
+    shown = site.cgi("status.cgi").body.decode()
+    assert "not taken: duplicate" in shown and "not taken: size" in shown
 
 
 def test_request_with_odd_arguments_is_an_answer_and_never_a_fault(site: Site) -> None:

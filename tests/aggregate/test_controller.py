@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregate.cluster import SEED
 from aggregate.house import House, files_report, report
-from infocluster.aggregate import messages_pb2, reports
+from infocluster.aggregate import controller, messages_pb2, reports
 from infocluster.aggregate.builtin import files as files_module
 from infocluster.errors import BadInputError, UnavailableError
 
@@ -116,6 +117,25 @@ def test_report_takes_effect_once_however_often_and_wherever_it_comes(tmp_path: 
         assert control.store.counts() == {"taken": 2, "duplicate": 3}
 
 
+def test_module_that_others_depend_on_keeps_what_it_has_and_is_no_aggregator(tmp_path: Path) -> None:
+    site = house(tmp_path, "Writer")
+    site.module(
+        "class Book(Module):\n    def __init__(self): self.lines = self.restoreData([])\n"
+        "    def keep(self): self.saveData(self.lines)\n"
+        "class Writer(Aggregator):\n    DEPENDS: list[str] = ['Book']\n    requesttypes = 'Book',\n"
+        "    def process_REPORT_Line(self, msg): self.other('Book').lines.append(msg.data.decode())\n"
+        "    def processREQUEST(self, msg): return self.other('Book').lines\n"
+    )
+    for number in range(2):
+        site.put(report("Line", b"line %d" % number, str(number)))
+        with site.controller() as control:
+            control.take()
+            assert list(control.instances) == ["Writer"]
+    with site.controller() as control:
+        assert control.answer({"type": "Book"}) == (b'["line 0", "line 1"]', None)
+    assert not site.faults
+
+
 def test_what_is_no_report_is_counted_with_its_reason(tmp_path: Path) -> None:
     site = house(tmp_path, "Sum")
     site.queue().add(b"SEER/1.0 REPORT\nId: x\n\n")
@@ -149,6 +169,27 @@ def test_aggregator_that_raises_or_hangs_is_told_and_the_others_go_on(tmp_path: 
     with site.controller() as control:
         assert control.again() == 2 and not control.store.aside()
         assert control.instances["Sum"].total == 118  # type: ignore[attr-defined]
+
+
+def test_fault_is_told_again_when_it_comes_back_and_gone_when_it_does_not(tmp_path: Path) -> None:
+    site = house(tmp_path, "Nowhere")
+    with site.controller() as control:
+        lasting = list(site.faults)
+        assert len(lasting) == 1 and control.standing() == lasting
+        for _ in range(4):  # for longer than a fault is remembered, and it never heals
+            control.fault("cannot read a")
+            site.now += controller.FAULT_S / 2
+        assert site.faults == [*lasting, "cannot read a"] == control.standing()
+        site.now += controller.FAULT_S
+        assert control.standing() == lasting
+        control.fault("cannot read a")
+        assert site.faults == [*lasting, "cannot read a", "cannot read a"]
+        # However many there were, the next one is told, and no more are remembered.
+        for number in range(controller.FAULTS_LIMIT + 10):
+            control.fault(f"cannot read {number}")
+        assert site.faults[-1] == f"cannot read {controller.FAULTS_LIMIT + 9}"
+        assert len(control.standing()) == controller.FAULTS_LIMIT + 1
+        assert control.standing(2)[1:] == site.faults[-2:]
 
 
 def test_node_is_gray_when_it_is_silent_for_longer_than_it_said(tmp_path: Path) -> None:
@@ -225,6 +266,21 @@ def test_files_are_kept_by_node_listed_and_told_once(tmp_path: Path) -> None:
         assert [(one["node"], one["name"], one["data"]) for one in told] == [("node1", "a.txt", "bmV3")]
 
 
+@pytest.mark.parametrize("argument", ["name", "filename"])
+def test_request_for_a_file_reaches_no_aggregator_by_a_path(tmp_path: Path, argument: str) -> None:
+    site = house(tmp_path, "FileProcessor")
+    site.module(SEED.replace("@storagedir@", str(tmp_path / "seed")))
+    (tmp_path / "secret").write_text("secret")
+    site.put(files_report("1", a_txt=b"one"))
+    with site.controller() as control:
+        control.take()
+        assert control.answer({"type": "File", argument: "a.txt"})
+        for name in (str(tmp_path / "secret"), "../secret", "..", ".", ".hidden", "a\0b", "\udc80", "x" * 256):
+            assert control.answer({"type": "File", argument: name}) is None
+            assert control.answer({"type": "File", "name": "a.txt", "filename": "a.txt", argument: name}) is None
+    assert not site.faults
+
+
 @pytest.mark.parametrize(
     "contents",
     [
@@ -275,18 +331,26 @@ def test_counters_know_their_course_and_what_a_day_added(tmp_path: Path) -> None
         known = control.instances["Counters"].known["node1"]["hits"]  # type: ignore[attr-defined]
         assert sum(added for _, added in known["days"]) == 50 + 20 + 30 + 10
         assert len(control.store.aside()) == 1
-        (section,) = control.ask("Counters", "sections", start + 300.0)
+        (section,) = control.ask("Counters", "sections", dict, start + 300.0)
         assert section["rows"][0][:3] == ["node1", "hits", "40"] and "<svg" in section["pictures"][0][1]
 
 
-def test_a_request_is_nothing_that_is_kept(tmp_path: Path) -> None:
-    site = house(tmp_path, "Saver")
+def test_a_request_is_nothing_that_is_kept_nor_a_failing_one_the_loss_of_others(tmp_path: Path) -> None:
+    site = house(tmp_path, "Saver", "Sum")
     site.module(
         "class Saver(Aggregator):\n    requesttypes = 'Save', 'Fail'\n    def processREQUEST(self, msg):\n"
         "        if msg.type == 'Fail': raise OSError('no')\n        self.saveData(1); return self.restoreData()\n"
+        "    def doUpdates(self, now): raise OSError('no')\n",
+        "saver.py",
     )
     with site.controller() as control:
         assert control.answer({"type": "Save"}) == (b"1", None)
         assert control.store.restore("Saver", "", None) is None
+        site.put(report("Number", b"5", "1"))
+        control.take()
+        before = dict(control.instances)
         with pytest.raises(UnavailableError):
             control.answer({"type": "Fail"})
+        # The one that failed is another one now, and Sum has still to tell what it took.
+        assert control.instances["Saver"] is not before["Saver"]
+        assert len(control.update()) == 1 and control.store.updates()[0].json == b"5"

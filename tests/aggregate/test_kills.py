@@ -4,14 +4,17 @@
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from aggregate import feed
+from aggregate.cluster import until
 from aggregate.house import LEDGER, House
 from conftest import ROOT
 from infocluster.aggregate import refusals
@@ -47,6 +50,16 @@ class Sum(Aggregator):
 """
 
 
+def counted(root: Path) -> int:
+    """Return how many reports the controller has counted, whatever came of them."""
+    database = f"file:{root}/var/state/aggregate/aggregate.sqlite?mode=ro"
+    try:
+        with closing(sqlite3.connect(database, uri=True)) as db:
+            return int(db.execute("SELECT COALESCE(SUM(n), 0) FROM counts").fetchone()[0])
+    except sqlite3.OperationalError:  # it is being made
+        return 0
+
+
 @pytest.mark.slow
 def test_every_valid_report_takes_effect_once_whatever_is_killed_when(tmp_path: Path) -> None:
     site = House(tmp_path, CONF)
@@ -67,17 +80,22 @@ def test_every_valid_report_takes_effect_once_whatever_is_killed_when(tmp_path: 
     seed = os.environ.get("SEED", str(time.time_ns()))
     print("SEED", seed)
     chance = random.Random(seed)
-    feeder = [sys.executable, feed.__file__, str(tmp_path), seed, str(REPORTS)]
+    feeder = [sys.executable, feed.__file__, str(tmp_path), seed, str(REPORTS), str(KILLS)]
     controller = [sys.executable, str(ROOT / "batch/controller")]
-    killed = 0
-    with subprocess.Popen(feeder, env=environment, stdout=subprocess.PIPE) as feeding:
-        while killed < KILLS:
+    with subprocess.Popen(feeder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as feeding:
+        assert feeding.stdin
+        for _ in range(KILLS):
+            before = counted(tmp_path)
+            feeding.stdin.write(b"\n")
+            feeding.stdin.flush()
             with subprocess.Popen([*controller, "-serve"], env=environment, stderr=subprocess.PIPE) as process:
-                time.sleep(chance.uniform(0.3, 1.5))
+                # It is at work when it is killed: what was handed in has begun to take effect, and more comes.
+                until(lambda process=process, before=before: process.poll() is not None or counted(tmp_path) > before)
+                time.sleep(chance.uniform(0, 0.4))
                 assert process.poll() is None, process.stderr and process.stderr.read()
                 process.kill()
-                killed += 1
         told = json.loads(feeding.communicate(timeout=400)[0])
+    assert counted(tmp_path) > REPORTS / 2
     done = subprocess.run(
         [*controller, "-once"], env=environment, capture_output=True, text=True, timeout=200, check=False
     )
@@ -108,11 +126,12 @@ def test_every_valid_report_takes_effect_once_whatever_is_killed_when(tmp_path: 
     counts: dict[str, int] = {}
     ghosts = set()
     for server in ("web1", "web2"):
-        refused = refusals.read(str(tmp_path / "var/gather" / server / "www/reports.refused"))
-        ghosts |= refused.ghosts.keys()
-        for reason, n in refused.counts.items():
+        found = refusals.read(str(tmp_path / "var/gather" / server / "www/reports.refused"))
+        ghosts |= found.ghosts.keys()
+        for reason, n in found.counts.items():
             counts[reason] = counts.get(reason, 0) + n
-    assert counts == {name: sent[name] for name in ("signature", "malformed", "unknown", "clock")}
+    refused = {name: sent[name] for name in ("signature", "malformed", "unknown", "clock")}
+    assert counts == {**refused, "duplicate": sent["twice"]}
     assert ghosts == {f"ghost{number}" for number in range(7)}
     published = json.loads((tmp_path / "var/www/world/nodes/status.json").read_text())
     assert published["counts"]["taken"] == valid

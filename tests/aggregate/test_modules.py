@@ -7,8 +7,9 @@ import pytest
 
 from infocluster.aggregate import modules
 from infocluster.aggregate.base import Aggregator
+from infocluster.aggregate.calls import Clock
 
-IMPORT = "from infocluster.aggregate.base import Aggregator, Collector\n"
+IMPORT = "from infocluster.aggregate.base import Aggregator, Collector, Module\n"
 
 
 def put(directory: Path, name: str, text: str) -> Path:
@@ -20,7 +21,7 @@ def put(directory: Path, name: str, text: str) -> Path:
 
 
 def load(directory: Path, *required: str) -> tuple[list[str], list[str]]:
-    loaded = modules.load([str(directory)], required, Aggregator)
+    loaded = modules.load([str(directory)], required, Aggregator, Clock(0.3))
     return [found.__name__ for found in loaded.classes], loaded.faults
 
 
@@ -41,6 +42,27 @@ def test_classes_come_behind_what_they_depend_on_and_others_are_not_run(tmp_path
 
 
 @pytest.mark.parametrize(
+    ("text", "order"),
+    [
+        ("class Top(Aggregator):\n    DEPENDS: list[str] = ['Lib']\n", ["Lib", "Top"]),
+        ("class Top(Aggregator):\n    DEPENDS: list[str]\n", ["Top"]),
+        ("class P(Aggregator): DEPENDS = ['Lib']\nclass Q(P): pass\nclass Top(Q): pass\n", ["Lib", "Top"]),
+        ("class P(Aggregator): DEPENDS = ['Lib']\nclass Top(P): DEPENDS = ()\n", ["Top"]),
+        ("class P(Aggregator): pass\nclass M(Module): DEPENDS = 'Lib'\nclass Top(P, M): pass\n", ["Lib", "Top"]),
+        (
+            "from infocluster.aggregate.builtin import counters\n"
+            "class Counters(counters.Counters): DEPENDS = ['Lib']\nclass Top(Counters): pass\n",
+            ["Lib", "Top"],
+        ),
+    ],
+)
+def test_what_a_class_depends_on_is_its_own_word_or_its_base_s(tmp_path: Path, text: str, order: list[str]) -> None:
+    put(tmp_path / "m", "a.py", text)
+    put(tmp_path / "m", "lib.py", "class Lib(Module): pass\n")
+    assert load(tmp_path / "m", "Top") == (order, [])
+
+
+@pytest.mark.parametrize(
     ("text", "asked", "said"),
     [
         ("class A(Aggregator):\n    DEPENDS = ['Nowhere']\n", "A", "a.py:2: cannot load 'Nowhere': no module file"),
@@ -55,7 +77,14 @@ def test_classes_come_behind_what_they_depend_on_and_others_are_not_run(tmp_path
         ("class A(Aggregator): pass\n\n\n1 / 0\n", "A", "a.py:5: cannot load it: ZeroDivisionError"),
         ("import nothing_of_this_name\nclass A(Aggregator): pass\n", "A", "a.py:2: cannot load it: ModuleNotFound"),
         ("class A(Aggregator): pass\nraise SystemExit\n", "A", "a.py:3: cannot load it: it wants to leave"),
+        ("class A(Aggregator): pass\n\nwhile True: pass\n", "A", "a.py:4: cannot load it: not done after 0.3 s"),
+        (
+            "class A(Aggregator): DEPENDS = None\n",
+            "A",
+            "a.py:2: cannot load 'DEPENDS, which is no plain list of names'",
+        ),
         ("class A(Aggregator:\n", "A", "a.py:2: cannot load it"),
+        ("class A(Module): pass\n", "A", "a.py:2: cannot load A: it is no subclass of Aggregator"),
         ("class A(Collector): pass\n", "A", "a.py:2: cannot load A: it is no subclass of Aggregator"),
         ("class A(Aggregator): pass\nclass Twice(Aggregator): pass\n", "Twice", "it is defined twice, in"),
     ],
@@ -70,7 +99,7 @@ def test_fault_names_file_and_line_and_others_are_loaded(tmp_path: Path, text: s
 
 def test_own_class_takes_the_place_of_a_built_in_one(tmp_path: Path) -> None:
     put(tmp_path / "m", "a.py", "class Counters(Aggregator): mine = True\n")
-    loaded = modules.load([str(tmp_path / "m")], ["Counters"], Aggregator)
+    loaded = modules.load([str(tmp_path / "m")], ["Counters"], Aggregator, Clock(1))
     assert not loaded.faults and vars(loaded.classes[0])["mine"]
 
 

@@ -3,14 +3,41 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 from aggregate.house import files_report
-from conftest import Site
-from infocluster.aggregate import wire
+from conftest import ROOT, Site
+from infocluster.aggregate import answers, refusals, wire
 from infocluster.queue.simple import Simple
 
 PUSH = '[aggregate]\npush = true\nmetrics_file = "{root}/metrics.prom"\naggregators = ["FileProcessor"]\n'
+
+
+# Each is wrong in one thing, and the last two in none.
+FAULTY = {
+    "Pictured": "def sections(self, now): yield {'id': 'a', 'title': 'A', 'pictures': ['<svg></svg>']}",
+    "Nameless": "def sections(self, now): yield {'title': 'B'}",
+    "Blank": "def sections(self, now): yield {'id': 'my files', 'title': 'C'}",
+    "Textual": "def published(self): yield 'Sum'",
+    "Numeric": "def published(self): yield {'type': 5}",
+    "Dated": "requesttypes = 'Dated',; processREQUEST = lambda self, msg: [{'modtime': 1e300}]",
+    "Types": "requesttypes = 5",
+    "Told": "updatetype = 'no name'; getUpdateMessage = lambda self: 1",
+    "Odd": "def doUpdates(self, now): return 'Odd', type('X', (), {'SerializeToString': 1})()",
+    "Labelled": "def metrics(self, now): yield 'one', 'Help.', {'no good': '1'}, 2",
+    "Dotted": "def metrics(self, now): yield 'a-b.c', 'Help.', {}, 2",
+    "Borrowed": "def metrics(self, now): yield 'revision', 'Help.', {}, 2",
+    "Reserved": "def metrics(self, now): yield 'own_refused_total', 'Help.', {}, 2",
+    "Measured": "def metrics(self, now): yield 'measured', 'Help.', {'n': 1}, 'much'",
+    "Hooked": "def process_GET_Graph(self, msg): return {'edges': 7}",
+    "Good": """def sections(self, now):
+        yield {'id': 'good', 'title': 'Good', 'pictures': [('P', '<svg id="p"></svg>')]}
+    def metrics(self, now): yield 'good', 'Help.', {'n': 1}, 2
+    def published(self): yield from ({'type': 'Good', 'n': str(n)} for n in range(2))
+    def process_GET_Good(self, msg): return msg.fields['n']""",
+}
 
 
 def put(site: Site, server: str, message: wire.Message, age_s: float) -> None:
@@ -18,8 +45,14 @@ def put(site: Site, server: str, message: wire.Message, age_s: float) -> None:
     queue.add(wire.content(message))
 
 
+def element(site: Site, server: str) -> os.stat_result:
+    (found,) = (path for path in (site.gather(server) / "reports").rglob("*") if path.is_file())
+    return found.stat()
+
+
 def test_reports_of_all_servers_are_read_published_pushed_and_dropped_by_their_owners(site: Site) -> None:
     site.configure(PUSH.format(root=site.root))
+    refusals.note(str(site.gather("web1") / "reports.refused"), "signature")
     for number, server in enumerate(site.servers):
         put(site, server, files_report(f"old-{server}", f"node{number}", a_txt=server.encode()), 7200)
     put(site, "web1", files_report("young", "node0", b_txt=b"young"), 0)
@@ -44,6 +77,17 @@ def test_reports_of_all_servers_are_read_published_pushed_and_dropped_by_their_o
     # Run again it reads nothing anew, and publishes the same.
     again = site.batch("controller", "-once")
     assert again.stdout.endswith("controller: 0 reports read, 0 updates\n") and not again.stderr
+    # What else was published then is shown by every server, and what is gathered on it.
+    shown = site.cgi("status.cgi", server="web2").body.decode()
+    for words in (
+        "<h3>Pushes</h3>",
+        "<td>gather/marks, world/nodes</td>",
+        "<td>everywhere</td>",
+        "<td>not taken by web1: signature</td><td>1</td>",
+        f"<td>reports</td><td>1</td><td>{element(site, 'web2').st_size}</td>",
+    ):
+        assert words in shown, (words, shown)
+    assert "<h3>Faults</h3>" not in shown
     # Each owner drops what was read, once nothing can be added to it; what is young stays.
     left = {}
     for server in site.servers:
@@ -53,6 +97,21 @@ def test_reports_of_all_servers_are_read_published_pushed_and_dropped_by_their_o
         left[server] = sum(len(names) for _, _, names in os.walk(site.gather(server) / "reports"))
     assert left == {"web1": 1, "web2": 0, "web3": 0}
     assert site.batch("controller", "-once").stdout.endswith("controller: 0 reports read, 0 updates\n")
+
+
+def test_what_was_set_aside_is_listed_while_another_one_runs(site: Site) -> None:
+    site.configure('[aggregate]\naggregators = ["FileProcessor"]\nfiles_limit = 1\n')
+    put(site, "web1", files_report("1", a_txt=b"1", b_txt=b"2"), 0)
+    command = [sys.executable, str(ROOT / "batch/controller"), "-serve"]
+    with subprocess.Popen(command, env=site.environment(), stderr=subprocess.PIPE, text=True) as serving:
+        try:
+            assert serving.stderr and "cannot keep the files of node1" in serving.stderr.readline()
+            while not (listed := site.batch("controller", "-aside")).stdout.endswith("1 reports set aside\n"):
+                assert listed.returncode == 0, listed.stderr  # not committed yet
+            assert "FileProcessor: BadInputError: cannot keep the files of node1" in listed.stdout
+            assert site.batch("controller", "-again").returncode == 75
+        finally:
+            serving.terminate()
 
 
 def test_what_an_install_would_remove_again_is_not_published(site: Site) -> None:
@@ -76,3 +135,45 @@ def test_module_that_cannot_be_loaded_is_told_and_the_others_run(site: Site) -> 
     assert done.returncode == 1 and f"{modules}/bad.py:3: cannot load it: ZeroDivisionError" in done.stderr
     assert done.stdout.endswith("controller: 1 report read, 1 update\n")
     assert site.batch("controller").returncode == 64
+    # What cannot come about in a test of one host is put beside what was published.
+    status = site.production / "world/nodes/status.json"
+    values = json.loads(status.read_text())
+    values["backups"] = [["web1", "cf one", "12:00", "running", "11:00", "40 %", "", ""]]
+    values["locks"] = [["world/a", "holds", "www", 1795384800.0], ["a slot", "waits", "ftp", 1795384800.0]]
+    values["servers"] = [{"name": "web3", "lacks": ["world/b"]}, {"name": "web2", "lacks": []}]
+    status.write_text(json.dumps(values))
+    root = str(site.production / "world")
+    shown = site.cgi("status.cgi", DOCUMENT_ROOT=root).body.decode()
+    for words in (
+        "bad.py:3: cannot load it",
+        "cf one",
+        "<td>world/a</td><td>holds</td>",
+        "<td>a slot</td>",
+        "world/b",
+    ):
+        assert words in shown, (words, shown)
+    site.configure('[poll]\nallow = ["192.0.2.7"]\n')
+    assert "cf one" not in site.cgi("status.cgi", DOCUMENT_ROOT=root).body.decode()
+
+
+def test_aggregator_that_gives_what_nobody_can_use_is_told_and_the_others_are_published(site: Site) -> None:
+    modules = site.root / "modules"
+    modules.mkdir(mode=0o755)
+    text = "".join(f"class {name}(Aggregator):\n    {body}\n" for name, body in FAULTY.items())
+    (modules / "own.py").write_text("from infocluster.aggregate.base import Aggregator\n" + text)
+    named = ", ".join(f'"{name}"' for name in FAULTY)
+    site.configure(f'[aggregate]\nmodule_dirs = ["{modules}"]\naggregators = [{named}]\n')
+    done = site.batch("controller", "-once")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stdout.endswith("controller: 0 reports read, 0 updates\n")
+    for name in FAULTY:
+        assert (f" {name}" in done.stderr) is (name not in ("Hooked", "Good")), (name, done.stderr)
+    nodes = site.production / "world/nodes"
+    graph = json.loads((nodes / answers.answer_name({"type": "Graph"})).read_text())
+    assert graph == {"edges": 7} and "Hooked: Graph" in (nodes / "index.html").read_text()
+    assert '<svg id="p">' in (nodes / "index.html").read_text()
+    metrics = (nodes / "metrics.txt").read_text()
+    assert 'infocluster_good{n="1"} 2.0\n' in metrics
+    assert metrics.count("Help.") == 1 and "infocluster_revision 0.0\n" in metrics
+    for n in range(2):
+        assert json.loads((nodes / answers.answer_name({"type": "Good", "n": str(n)})).read_text()) == str(n)

@@ -9,18 +9,35 @@ from typing import Any
 
 from aggregate.cluster import KEY
 from conftest import Site
-from infocluster.aggregate import wire
+from infocluster.aggregate import messages_pb2, wire
 
-MODULE = """from infocluster.aggregate.base import Collector
+MODULE = """from infocluster.aggregate.base import Collector, Module
+class Numbers(Module):
+    def __init__(self):
+        for n in range(3): self.saveData(n, f"part{n}")
+    def all(self):
+        return [self.restoreData(None, part) for part in self.savedParts()]
 class Three(Collector):
+    DEPENDS = ["Numbers"]
     def getReport(self, now):
-        return [("Number", str(n).encode()) for n in range(3)]
+        return [("Number", str(n).encode()) for n in self.other("Numbers").all()]
 class Raises(Collector):
     def getReport(self, now):
         raise RuntimeError("broken")
 class Hangs(Collector):
     def getReport(self, now):
         while True: pass
+class Typed(Collector):
+    def getReport(self, now):
+        return [("my type", b"x"), ("Number", b"typed")]
+class Large(Collector):
+    def getReport(self, now):
+        return "Number", b"x" * (1 << 24) + b"y"
+class Deaf(Collector):
+    def getReport(self, now):
+        return "Number", b"deaf"
+    def delivered(self, report):
+        raise ValueError("not to me")
 class Wrong(Collector):
     def getReport(self, now):
         return "text"
@@ -62,7 +79,7 @@ def taker(answers: list[int | None]) -> Iterator[tuple[int, list[bytes]]]:
             thread.join()
 
 
-def configure(site: Site, port: int, *collectors: str) -> None:
+def configure(site: Site, port: int, *collectors: str, more: str = "") -> None:
     modules = site.root / "modules"
     modules.mkdir(mode=0o755, exist_ok=True)
     (modules / "own.py").write_text(MODULE)
@@ -72,7 +89,7 @@ def configure(site: Site, port: int, *collectors: str) -> None:
     named = ", ".join(f'"{name}"' for name in collectors)
     site.configure(
         f'[aggregate]\nnode = "node1"\nreport_url = "http://127.0.0.1:{port}/x"\nmodule_dirs = ["{modules}"]\n'
-        f"collectors = [{named}]\ncall_limit_s = 0.3\n"
+        f"collectors = [{named}]\ncall_limit_s = 0.3\n{more}"
     )
 
 
@@ -99,13 +116,50 @@ def test_what_a_server_will_never_take_is_set_aside(site: Site) -> None:
 
 def test_collector_that_fails_is_told_and_the_others_are_asked(site: Site) -> None:
     with taker([]) as (port, taken):
-        configure(site, port, "Raises", "Hangs", "Wrong", "Three", "Nowhere")
+        configure(site, port, "Raises", "Hangs", "Wrong", "Typed", "Large", "Deaf", "Three", "Nowhere")
         done = site.batch("node-report")
-        assert done.returncode == 1 and taken == [b"0", b"1", b"2"]
-        for word in ("by Raises: RuntimeError: broken", "by Hangs: not done after 0.3 s", "by Wrong:", "'Nowhere'"):
+        assert done.returncode == 1 and taken == [b"typed", b"deaf", b"0", b"1", b"2"], done.stderr
+        for word in (
+            "by Raises: RuntimeError: broken",
+            "by Hangs: not done after 0.3 s",
+            "by Wrong:",
+            "what Typed collected: cannot read a message: its Type",
+            "what Large collected: cannot read a message: a body of 16777217 bytes",
+            "cannot tell Deaf that it was heard: ValueError: not to me",
+            "'Nowhere'",
+        ):
             assert word in done.stderr, word
         shown = site.batch("node-report", "-show")
-        assert "Three: Number, 1 bytes" in shown.stdout and len(taken) == 3
+        assert "Deaf: Number, 4 bytes" in shown.stdout and len(taken) == 5
+
+
+def test_file_that_is_not_handed_in_is_told_when_it_changed(site: Site) -> None:
+    for name in ("a", "b"):
+        (site.root / name).mkdir()
+        (site.root / name / "x").write_text(name)
+    (site.root / "a/large").write_text("x" * 101)
+    (site.root / "a/d").mkdir()
+    more = f'files = ["{site.root}/[ab]/*", "{site.root}/a/x"]\nfile_limit_bytes = 100\n'
+    with taker([]) as (port, taken):
+        configure(site, port, "FileCollector", more=more)
+
+        def told() -> list[str]:
+            done = site.batch("node-report")
+            lines = done.stderr.splitlines()
+            assert done.returncode == bool(lines), done.stderr
+            return [line.removeprefix(f"node-report: cannot hand in {site.root}/") for line in lines]
+
+        both = [f"b/x: {site.root}/a/x goes by the same name", "a/large: it has 101 bytes, at most 100"]
+        assert sorted(told()) == sorted(both) and len(taken) == 1
+        assert told() == [] and len(taken) == 1
+        (site.root / "b/x").write_text("other")
+        assert told() == both[:1] and len(taken) == 1
+        # Nothing stands in its way any more: it is handed in as it is.
+        (site.root / "a/x").unlink()
+        (site.root / "a/large").write_text("")
+        assert told() == [] and len(taken) == 3
+        found = {file.name: file.data for data in taken for file in messages_pb2.Files.FromString(data).files}
+        assert found == {"x": b"other", "large": b""}
 
 
 def test_without_key_or_address_nothing_is_made(site: Site) -> None:

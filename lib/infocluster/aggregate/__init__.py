@@ -3,8 +3,8 @@
 
 1. On a node, the collectors that `modules` loads say what they see; each answer becomes a REPORT (`wire`) in the
    node's own spool, and leaves it in order, signed by the node's key (`signing`), when a web server has taken it.
-2. On that web server, `intake` puts it into a gather queue, once and durable before the answer; what is refused is
-   counted by its reason in `refusals`.
+2. On that web server, `intake` puts it into a gather queue, once and durable before the answer; what is not
+   taken is counted by its reason in `refusals`.
 3. On the batch host, `reports` finds what is new in every server's queue, in the order of time, without a lock and
    without a change.
 4. The `controller` owns one instance of each aggregator (`base`). It delivers the report; what an aggregator keeps

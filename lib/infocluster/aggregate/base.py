@@ -34,11 +34,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from infocluster import names
+
 if TYPE_CHECKING:
     from infocluster.aggregate.wire import Message
 
+_GET = "process_GET_"
+
 Saved = Callable[[str, str, Any], None]
 Restored = Callable[[str, str, Any], Any]
+
+
+def _unheard(_line: str) -> None:
+    return
 
 
 def _nowhere(_name: str, _part: str, _data: Any) -> None:
@@ -67,6 +75,7 @@ class Module:
     _restore: Restored = staticmethod(_default)
     _parts: Callable[[str], list[str]] = staticmethod(_none)
     _others: dict[str, Module] = {}  # noqa: RUF012 (as settings)
+    _tell: Callable[[str], None] = staticmethod(_unheard)
 
     def saveData(self, data: Any, part: str = "") -> None:
         """Keep this for the next instance of this class: anything of None, bool, int, float, text, bytes, list, dict.
@@ -87,6 +96,10 @@ class Module:
     def savedParts(self) -> list[str]:
         """Return the names of the parts that were kept."""
         return self._parts(type(self).__name__)
+
+    def fault(self, line: str) -> None:
+        """Tell what is wrong and stops nothing: to standard error, and on the controller to the page."""
+        self._tell(line)
 
     def other(self, name: str) -> Module:
         """Return the instance of a class that DEPENDS names.
@@ -126,16 +139,18 @@ class Aggregator(Module):
         """Return the requests whose answers are published for web servers that have no controller near.
 
         Each is its query: ``{"type": "File", "name": "a.txt"}``; under the name ``""`` it may have a mark: while that
-        is what it was, so is the answer. By default, each of `requesttypes` on its own; where FileList and File are
-        two of them, every file of the list in place of the latter.
+        is what it was, so is the answer. By default, each of `requesttypes`, and each that has a hook, on its own;
+        where FileList and File are two of them, every file of the list in place of the latter.
         """
-        kinds = _tuple(self.requesttypes)
+        hooks = [name.removeprefix(_GET) for name in dir(type(self)) if name.startswith(_GET)]
+        kinds = dict.fromkeys((*_tuple(self.requesttypes), *hooks))
         has_files = "FileList" in kinds and "File" in kinds
         yield from ({"type": name} for name in kinds if name != "File" or not has_files)
         if has_files:
             from infocluster.aggregate import answers, wire
 
-            told = self.processREQUEST(wire.Message("GET", "-", "-", "FileList"))
+            process = requests(self, "FileList")
+            told = process(wire.Message("GET", "-", "-", "FileList")) if process else None
             for file in answers.parsed("Files", told).files if isinstance(told, bytes) else ():
                 yield {"type": "File", "name": file.name}
 
@@ -143,8 +158,9 @@ class Aggregator(Module):
         """Return what the page shows of this aggregator.
 
         Each section is ``{"id": "files", "title": "Files", "head": ["Name", "Size"], "rows": [["a.txt", "12"]],
-        "pictures": [svg, ...], "text": "..."}``; all but id and title may be left out. A cell is a text, or a pair of
-        a text and an address.
+        "pictures": [["Sizes", svg], ...], "text": "..."}``; all but id and title may be left out. The id is a name, a
+        picture a pair of its title and SVG text, a cell a text, or a pair of a text and the query of a request
+        (``?type=File&name=a.txt``) that it leads to. What is anything else is told, and left out.
         """
         return ()
 
@@ -160,7 +176,12 @@ class Collector(Module):
         """Return ``(type, data)``, a list of such pairs, or None; data is bytes or a protobuf message."""
 
     def delivered(self, report: Any) -> None:
-        """Called when what getReport returned is in the spool, durable: what it told need not be told again."""
+        """Called when what getReport returned is in the spool, durable: what it told need not be told again.
+
+        Args:
+            report: what is there, as (type, bytes); a pair that cannot travel (its type is no name, or it is over
+                16 MiB) is told, and left out.
+        """
 
 
 def _tuple(value: Iterable[str] | str | None) -> tuple[str, ...]:
@@ -179,7 +200,7 @@ def reports(module: Aggregator, kind: str, message_type: str) -> Callable[[Messa
 
 def requests(module: Aggregator, message_type: str) -> Callable[[Message], Any] | None:
     """Return what answers requests of a type, None where nothing does."""
-    found = getattr(module, f"process_GET_{message_type}", None)
+    found = getattr(module, _GET + message_type, None)
     if found is None and message_type in _tuple(module.requesttypes):
         found = module.processREQUEST
     return found if callable(found) else None
@@ -189,14 +210,27 @@ def updates(module: Aggregator, now: float) -> list[tuple[str, Any]]:
     """Return what a module has to tell now, as (type, what).
 
     Raises:
-        TypeError: doUpdates returned something else.
+        TypeError: doUpdates returned something else, or a type is no name.
     """
     told = []
     if module.updatetype:
         told.append((module.updatetype, module.getUpdateMessage()))
     hook = getattr(module, "doUpdates", None)
     told += pairs(hook(now)) if callable(hook) else []
+    if not all(names.is_name(name) for name, _ in told):
+        raise TypeError("the type of an update is no name")
     return [(name, what) for name, what in told if what is not None]
+
+
+def query(told: Any) -> dict[str, str]:
+    """Return one of the requests that `published` gave.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(told, dict) or not all(isinstance(text, str) for pair in told.items() for text in pair):
+        raise TypeError("expected a request such as {'type': 'File', 'name': 'a.txt'}")
+    return dict(told)
 
 
 def pairs(told: Any) -> list[tuple[str, Any]]:

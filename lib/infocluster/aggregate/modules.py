@@ -3,7 +3,8 @@
 
 A module file is a ``.py`` file in one of the directories, not led by ``.`` or ``_``. It is read first and run only
 when one of its classes is wanted: a class is known by its name and by having a base (itself, or through other classes
-of module files) called Module, Aggregator or Collector, and ``DEPENDS`` is a plain list of names.
+of module files) called Module, Aggregator or Collector, and ``DEPENDS`` is a plain list of names, its own or that of
+the first base that has one.
 
 A class in one of the directories takes the place of a built-in one of its name; in two files of theirs it is a fault.
 
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 from infocluster import names
 from infocluster.aggregate.base import Module
+from infocluster.aggregate.calls import CallError, Clock
 from infocluster.errors import reason
 
 BUILTIN_DIR = os.path.dirname(os.path.abspath(__file__)) + "/builtin"
@@ -29,13 +31,16 @@ ROOTS = frozenset({"Module", "Aggregator", "Collector"})
 
 
 class Found(NamedTuple):
-    """A class as its source tells it: the file and line it begins at, the names of its bases and of what it needs."""
+    """A class as its source tells it: the file and line it begins at, the names of its bases and of what it needs.
+
+    `depends` is None where the class itself says nothing of it.
+    """
 
     name: str
     file: str
     line: int
     bases: tuple[str, ...]
-    depends: tuple[str, ...]
+    depends: tuple[str, ...] | None
 
 
 class Loaded(NamedTuple):
@@ -45,13 +50,14 @@ class Loaded(NamedTuple):
     faults: list[str]
 
 
-def load(directories: Sequence[str], required: Iterable[str], kind: type[Module]) -> Loaded:
+def load(directories: Sequence[str], required: Iterable[str], kind: type[Module], calls: Clock) -> Loaded:
     """Load the classes of these names, and what they depend on.
 
     Args:
         directories: where module files are, beside the house's own.
         required: names of classes.
-        kind: what each has to be a subclass of.
+        kind: what each of these has to be a subclass of; what they depend on may be any module.
+        calls: by which each file is run, for so long at most.
 
     Returns:
         The classes, each behind those it depends on, and what is wrong with others.
@@ -61,19 +67,21 @@ def load(directories: Sequence[str], required: Iterable[str], kind: type[Module]
     for directory in directories:
         for found in _looked(directory, faults, os.geteuid()):
             index.setdefault(found.name, []).append(found)
-    # A site's own class takes the place of a built-in one of its name.
-    for found in [one for one in _looked(BUILTIN_DIR, faults, os.geteuid()) if one.name not in index]:
+    # A site's own class takes the place of a built-in one of its name, which may be its base.
+    builtin = _looked(BUILTIN_DIR, faults, os.geteuid())
+    for found in [one for one in builtin if one.name not in index]:
         index.setdefault(found.name, []).append(found)
-    usable = _modules(index)
+    usable = _modules(index, {found.name for found in builtin})
+    asked = list(required)
     order: list[Found] = []
     states: dict[str, bool] = {}
-    for name in required:
+    for name in asked:
         _visit(name, "the settings: aggregate", usable, order, states, [], faults)
     classes: list[type[Module]] = []
     files: dict[str, Any] = {}
     bad: set[str] = set()
     for found in order:
-        missing = [name for name in found.depends if name in bad]
+        missing = [name for name in found.depends or () if name in bad]
         if missing:
             faults.append(
                 f"{found.file}:{found.line}: cannot load {found.name}: {missing[0]}, which it needs, is not"
@@ -81,12 +89,13 @@ def load(directories: Sequence[str], required: Iterable[str], kind: type[Module]
             bad.add(found.name)
             continue
         if found.file not in files:
-            files[found.file] = _imported(found.file, faults)
+            files[found.file] = _imported(found.file, calls, faults)
         made = getattr(files[found.file], found.name, None)
-        if not (isinstance(made, type) and issubclass(made, kind)):
+        wanted = kind if found.name in asked else Module
+        if not (isinstance(made, type) and issubclass(made, wanted)):
             if files[found.file] is not None:
                 faults.append(
-                    f"{found.file}:{found.line}: cannot load {found.name}: it is no subclass of {kind.__name__}"
+                    f"{found.file}:{found.line}: cannot load {found.name}: it is no subclass of {wanted.__name__}"
                 )
             bad.add(found.name)
             continue
@@ -122,7 +131,7 @@ def _visit(
         states[name] = False
         return False
     states[name] = True
-    for other in found.depends:
+    for other in found.depends or ():
         if not _visit(other, f"{found.file}:{found.line}", usable, order, states, [*path, found], faults):
             states[name] = False
     if states[name]:
@@ -191,21 +200,26 @@ def unsafe(path: str, uid: int) -> str:
 
 def _found(node: ast.ClassDef, path: str) -> Found:
     bases = [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases]
-    depends: tuple[str, ...] = ()
+    depends: tuple[str, ...] | None = None
     for statement in node.body:
-        targets = statement.targets if isinstance(statement, ast.Assign) else []
+        if isinstance(statement, ast.Assign):
+            targets, given = statement.targets, statement.value
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            targets, given = [statement.target], statement.value
+        else:
+            continue
         if any(isinstance(target, ast.Name) and target.id == "DEPENDS" for target in targets):
             try:
-                value = ast.literal_eval(statement.value)  # type: ignore[attr-defined] # an Assign has one
-            except ValueError:
-                value = ("DEPENDS, which is no plain list of names",)
-            depends = (value,) if isinstance(value, str) else tuple(map(str, value))
+                value = ast.literal_eval(given)
+                depends = (value,) if isinstance(value, str) else tuple(map(str, value))
+            except (ValueError, TypeError):
+                depends = ("DEPENDS, which is no plain list of names",)
     return Found(node.name, path, node.lineno, tuple(bases), depends)
 
 
-def _modules(index: dict[str, list[Found]]) -> dict[str, list[Found]]:
-    """Return the classes that are modules, by themselves or through others."""
-    roots = set(ROOTS)
+def _modules(index: dict[str, list[Found]], builtin: set[str]) -> dict[str, list[Found]]:
+    """Return the classes that are modules, by themselves or through others, with what they depend on."""
+    roots = ROOTS | builtin
     while True:
         more = {
             name
@@ -215,10 +229,27 @@ def _modules(index: dict[str, list[Found]]) -> dict[str, list[Found]]:
         if not more:
             break
         roots |= more
-    return {name: founds for name, founds in index.items() if name in roots - ROOTS}
+    return {
+        name: [found._replace(depends=_inherited(found, index, frozenset())) for found in founds]
+        for name, founds in index.items()
+        if name in roots - ROOTS
+    }
 
 
-def _imported(path: str, faults: list[str]) -> Any:
+def _inherited(found: Found, index: dict[str, list[Found]], below: frozenset[str]) -> tuple[str, ...] | None:
+    """Return what a class depends on: what it says itself, or else the first of its bases that says something."""
+    if found.depends is not None or found.name in below:
+        return found.depends
+    for name in found.bases:
+        others = index.get(name, [])
+        for other in [one for one in others if one.file == found.file] or others:
+            depends = _inherited(other, index, below | {found.name})
+            if depends is not None:
+                return depends
+    return None
+
+
+def _imported(path: str, calls: Clock, faults: list[str]) -> Any:
     """Return a module file's module, or None where it cannot be imported."""
     name = "infocluster_modules." + path.strip("/").replace("/", "_").removesuffix(".py")
     if path.startswith(BUILTIN_DIR + "/"):
@@ -234,17 +265,13 @@ def _imported(path: str, faults: list[str]) -> Any:
         before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            calls.call(spec.loader.exec_module, module)
         finally:
             sys.dont_write_bytecode = before
         return module
-    except Exception as error:  # foreign code at its start: whatever it raises is its fault
+    except (CallError, ImportError) as error:
         sys.modules.pop(name, None)
-        faults.append(f"{place(error, path)}: cannot load it: {type(error).__name__}: {error}")
-        return None
-    except SystemExit as error:
-        sys.modules.pop(name, None)
-        faults.append(f"{place(error, path)}: cannot load it: it wants to leave")
+        faults.append(f"{place(error.__context__ or error, path)}: cannot load it: {error}")
         return None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a web server refused: counts by reason, and the ghosts, names that no key is known for.
+"""What a web server did not take: counts by reason, and the ghosts, names that no key is known for.
 
 Shape: ``$SERVER_GATHER/<app>.refused``, replaced whole under ``<app>.refused.lock``, a mark and one refusal a line::
 
@@ -11,7 +11,7 @@ Shape: ``$SERVER_GATHER/<app>.refused``, replaced whole under ``<app>.refused.lo
     `GHOSTS_LIMIT` ghosts are listed: what anybody may send must not fill a disk. Not made durable: it is read by
     people, and no report depends on it.
 
-A hit loads this module when it refuses.
+A hit loads this module when it does not take a report.
 """
 
 from infocluster import files, names

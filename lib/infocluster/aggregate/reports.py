@@ -75,7 +75,10 @@ class Queues:
         """
         self.faults = []
         found: list[Element] = []
-        for directory, server, top in sorted(self._directories()):
+        places = sorted(self._directories())
+        there = {(server, directory) for directory, server, _ in places}
+        self._done = {place: changed for place, changed in self._done.items() if place in there}
+        for directory, server, top in places:
             if len(found) >= limit:
                 break
             path = f"{top}/{directory}"

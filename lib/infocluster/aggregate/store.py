@@ -9,7 +9,7 @@ Shape: STATE_DIR/aggregate/aggregate.sqlite has the tables
     ``saved``       what an aggregator keeps through saveData: class, part, MessagePack
     ``nodes``       when a node was first and last heard of, its period (s), how many reports, whether it is gray
     ``counts``      how many messages were taken, and how many were not, by reason
-    ``aside``       reports that an aggregator could not take: when, which one, why, the message
+    ``aside``       reports that an aggregator could not take: when it came, which one, why, the message
     ``updates``     updates by their revision: when, type, JSON, protobuf
     ``meta``        the epoch: a name for this database, so that another one's revisions are told apart
     ==============  ============================================================================================
@@ -185,10 +185,10 @@ class Store:
         self.db.executemany("UPDATE nodes SET gray = NOT gray WHERE name = ?", [(node.name,) for node in turned])
         return [node.name for node in turned]
 
-    def set_aside(self, now: float, module: str, reason: str, message: bytes, limit: int) -> None:
+    def set_aside(self, came: float, module: str, reason: str, message: bytes, limit: int) -> None:
         """Keep a report that an aggregator could not take, and forget the oldest over a limit."""
         self.db.execute(
-            "INSERT INTO aside (time, module, reason, message) VALUES (?, ?, ?, ?)", (now, module, reason, message)
+            "INSERT INTO aside (time, module, reason, message) VALUES (?, ?, ?, ?)", (came, module, reason, message)
         )
         self.db.execute("DELETE FROM aside WHERE number <= (SELECT MAX(number) FROM aside) - ?", (limit,))
 
@@ -200,13 +200,21 @@ class Store:
         """Forget a report that was set aside."""
         self.db.execute("DELETE FROM aside WHERE number = ?", (number,))
 
-    def tell(self, now: float, kind: str, json: bytes, pb: bytes | None, limit: int) -> int:
-        """Add an update and return its revision; forget the oldest over a limit."""
+    def tell(self, now: float, kind: str, json: bytes, pb: bytes | None, limit: int, limit_bytes: int) -> int:
+        """Add an update and return its revision; forget the oldest over a number, and over so many bytes."""
         row = self.db.execute(
             "INSERT INTO updates (time, type, json, pb) VALUES (?, ?, ?, ?) RETURNING revision", (now, kind, json, pb)
         ).fetchone()
-        self.db.execute("DELETE FROM updates WHERE revision <= ?", (row[0] - limit,))
-        return int(row[0])
+        revision = int(row[0])
+        self.db.execute("DELETE FROM updates WHERE revision <= ?", (revision - limit,))
+        over = self.db.execute(
+            "SELECT MAX(revision) FROM (SELECT revision, SUM(LENGTH(json) + COALESCE(LENGTH(pb), 0))"
+            " OVER (ORDER BY revision DESC) AS size FROM updates) WHERE size > ?",
+            (limit_bytes,),
+        ).fetchone()[0]
+        if over is not None:
+            self.db.execute("DELETE FROM updates WHERE revision <= ?", (min(over, revision - 1),))
+        return revision
 
     def updates(self, since: int = 0) -> list[Update]:
         """Return the updates behind a revision that are kept."""
@@ -217,7 +225,12 @@ class Store:
 
     def revision(self) -> int:
         """Return the newest revision, 0 where there is none."""
-        return int(self.db.execute("SELECT COALESCE(MAX(revision), 0) FROM updates").fetchone()[0])
+        return self.span()[1]
+
+    def span(self) -> tuple[int, int]:
+        """Return the oldest revision that is kept and the newest, 0 and 0 where there is none."""
+        row = self.db.execute("SELECT MIN(revision), MAX(revision) FROM updates").fetchone()
+        return (row[0] or 0, row[1] or 0)
 
 
 @contextmanager

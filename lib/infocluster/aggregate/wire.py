@@ -54,9 +54,10 @@ class Message:
         dattrib: the attribute its receivers have, or "".
         fields: the other headers, names in small letters. Each is an attribute too: ``message.filename``, "" where
             the message has no such header.
+        came: when a web server took it, Unix seconds; 0.0 where none did. Does not travel.
     """
 
-    __slots__ = ("data", "dattrib", "dst", "fields", "id", "kind", "src", "type")
+    __slots__ = ("came", "data", "dattrib", "dst", "fields", "id", "kind", "src", "type")
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class Message:
         self.fields = fields or {}
         self.dst = dst
         self.dattrib = dattrib
+        self.came = 0.0
 
     def __getattr__(self, name: str) -> str:
         if name.startswith("_") or name in Message.__slots__:

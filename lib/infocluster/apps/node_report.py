@@ -26,6 +26,8 @@ REFUSED_LIMIT = 100
 NEVER = frozenset({400, 413})
 MODE = 0o700
 
+Told = list[tuple[str, bytes]]
+
 
 def work(run: Run) -> str:
     """Collect, spool, hand in; go on with -follow.
@@ -36,18 +38,19 @@ def work(run: Run) -> str:
     """
     own = run.settings["aggregate"]
     node = names.name(own["node"] or os.uname().nodename.partition(".")[0], "the name of this node")
+    clock = calls.Clock(own["call_limit_s"])
     if run.arguments["show"]:
-        return _shown(run, node)
+        return _shown(run, clock, node)
     key = signing.key(node)
     if key is None:
         raise ConfigError(f"cannot report as {node}: {signing.key_file(node)} is missing")
     if not own["report_url"]:
         raise ConfigError("cannot report: aggregate.report_url is not set")
     spool = _Spool(run.settings)
-    collectors = _collectors(run, spool)
+    collectors = _collectors(run, clock, spool)
     while True:
         began = time.monotonic()
-        made = 0 if run.arguments["resend"] else _collect(run, node, spool, collectors)
+        made = 0 if run.arguments["resend"] else _collect(run, clock, node, spool, collectors)
         sent, left = _hand_in(run, node, key, spool)
         if not run.arguments["follow"]:
             return f"{made} reports made, {sent} handed in, {left} left"
@@ -85,51 +88,69 @@ class _Spool:
         """Return what was kept last."""
         return self.kept.get(f"{name}:{part}", default)
 
+    def parts(self, name: str) -> list[str]:
+        """Return the parts that a collector kept."""
+        parts = (key.removeprefix(name + ":") for key in self.kept if key.startswith(name + ":"))
+        return sorted(part for part in parts if part)
 
-def _collectors(run: Run, spool: _Spool | None) -> list[base.Collector]:
+
+def _collectors(run: Run, clock: calls.Clock, spool: _Spool | None) -> list[base.Collector]:
     own = run.settings["aggregate"]
-    loaded = modules.load(own["module_dirs"], own["collectors"], base.Collector)
+    loaded = modules.load(own["module_dirs"], own["collectors"], base.Collector, clock)
     for line in loaded.faults:
         run.fault(line)
-    clock = calls.Clock(own["call_limit_s"])
     found: list[base.Collector] = []
+    others: dict[str, base.Module] = {}
     for made in loaded.classes:
         instance = made.__new__(made)
-        instance.settings = run.settings
+        instance.settings, instance._tell = run.settings, run.fault
+        instance._others = others
         if spool:
-            instance._save, instance._restore = spool.save, spool.restore
+            instance._save, instance._restore, instance._parts = spool.save, spool.restore, spool.parts
         try:
             clock.call(instance.__init__)  # type: ignore[misc] # a new instance's own
         except calls.CallError as error:
             run.fault(f"cannot make {made.__name__}: {error}")
             continue
+        others[made.__name__] = instance
         if isinstance(instance, base.Collector):
             found.append(instance)
     return found
 
 
-def _reports(run: Run, collectors: list[base.Collector]) -> Iterator[tuple[base.Collector, list[tuple[str, bytes]]]]:
+def _reports(run: Run, clock: calls.Clock, collectors: list[base.Collector]) -> Iterator[tuple[base.Collector, Told]]:
     """Yield what each collector has to tell; one that raises or hangs is told, and the others are asked."""
-    clock = calls.Clock(run.settings["aggregate"]["call_limit_s"])
     for one in collectors:
         try:
-            pairs = base.pairs(clock.call(one.getReport, time.time()))
-            told = [(kind, what if isinstance(what, bytes) else what.SerializeToString()) for kind, what in pairs]
-        except (calls.CallError, TypeError, AttributeError) as error:
+            yield one, clock.call(_told, one)
+        except calls.CallError as error:
             run.fault(f"cannot collect by {type(one).__name__}: {error}")
-            continue
-        yield one, told
 
 
-def _collect(run: Run, node: str, spool: _Spool, collectors: list[base.Collector]) -> int:
+def _told(one: base.Collector) -> Told:
+    pairs = base.pairs(one.getReport(time.time()))
+    return [(kind, what if isinstance(what, bytes) else bytes(what.SerializeToString())) for kind, what in pairs]
+
+
+def _collect(run: Run, clock: calls.Clock, node: str, spool: _Spool, collectors: list[base.Collector]) -> int:
     """Put what the collectors see into the spool and return how many reports that is."""
     made = 0
-    for one, told in _reports(run, collectors):
+    for one, told in _reports(run, clock, collectors):
+        added: Told = []
         for kind, data in told:
-            spool.queue.add(wire.content(_message(run, node, kind, data)))
-            made += 1
-        if told:
-            one.delivered(told)
+            try:
+                content = wire.content(_message(run, node, kind, data))
+            except wire.BadMessageError as error:
+                run.fault(f"cannot report what {type(one).__name__} collected: {error}")
+                continue
+            spool.queue.add(content)
+            added.append((kind, data))
+        made += len(added)
+        try:
+            if added:
+                clock.call(one.delivered, added)
+        except calls.CallError as error:
+            run.fault(f"cannot tell {type(one).__name__} that it was heard: {error}")
     return made
 
 
@@ -139,9 +160,9 @@ def _message(run: Run, node: str, kind: str, data: bytes) -> wire.Message:
     return wire.Message("REPORT", f"{int(now * 1e6):014x}-{os.urandom(4).hex()}", node, kind, data, fields)
 
 
-def _shown(run: Run, node: str) -> str:
+def _shown(run: Run, clock: calls.Clock, node: str) -> str:
     count = 0
-    for one, told in _reports(run, _collectors(run, None)):
+    for one, told in _reports(run, clock, _collectors(run, clock, None)):
         for kind, data in told:
             run.say(f"{type(one).__name__}: {kind}, {len(data)} bytes")
             count += 1

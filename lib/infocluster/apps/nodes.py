@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from infocluster import files, processes
-from infocluster.aggregate import answers, store
+from infocluster.aggregate import answers, base, store
 from infocluster.aggregate.controller import Controller
 from infocluster.apps import nodes_page, nodes_served
 from infocluster.config import ROOT, Settings
@@ -80,7 +80,7 @@ class Rounds:
         self.settings = run.settings
         self.own: dict[str, Any] = run.settings["aggregate"]
         self.control = control
-        self.updated = self.tidied = self.published = 0.0
+        self.updated = self.tidied = self.published = self.marked = 0.0
         self._is_news = True
         # What was published, by name; a digest of it, or the mark by which an aggregator says that it is the same.
         self._placed: dict[str, str] = {}
@@ -97,21 +97,22 @@ class Rounds:
             taken += more
         told = self.control.update()
         self.control.tidy()
-        self.publish(time.time(), True)
+        self.publish(self.control.clock(), True)
         return f"{taken} report{'s' * (taken != 1)} read, {len(told)} update{'s' * (len(told) != 1)}"
 
     def serve(self, listener: "nodes_served.Listener") -> None:
         """Do rounds for ever."""
         while True:
+            self.run.faults.clear()  # they were told, and a run that ends by a signal counts none
             try:
                 taken = self.control.take()
                 self._is_news = self._is_news or bool(taken)
-                now = time.time()
+                now = self.control.clock()
                 if now >= self.updated + self.own["update_period_s"]:
                     self.updated = now
                     self._is_news = bool(self.control.update()) or self._is_news
                     if self._is_news or now >= self.published + AGES_S:
-                        self.publish(now, now >= self.tidied + TIDY_S)
+                        self.publish(now, now >= self.marked + TIDY_S)
                 if now >= self.tidied + TIDY_S:
                     self.tidied = now
                     self.control.tidy()
@@ -123,17 +124,21 @@ class Rounds:
     def asked(self, query: dict[str, str]) -> "tuple[int, bytes, bytes | None]":
         """Return status, JSON and protobuf of the answer to a request."""
         if query["type"] == nodes_served.UPDATES:
-            return 200, *nodes_served.updates(self.updates(), query.get("since", ""), query.get("epoch", ""))
+            since, epoch = query.get("since", ""), query.get("epoch", "")
+            return 200, *nodes_served.updates(self.updates(since, epoch), since, epoch)
         try:
             found = self.control.answer(query)
         except UnavailableError as error:
             return 503, json.dumps({"error": str(error)}).encode("ascii"), None
         return (404, b'{"error": "There is nothing of this kind."}', None) if found is None else (200, *found)
 
-    def updates(self) -> dict[str, Any]:
-        """Return the document of updates, see `nodes_served`."""
+    def updates(self, since: str = "", epoch: str = "") -> dict[str, Any]:
+        """Return the document of updates, see `nodes_served`, without those that a client has: most ask for none."""
         opened = self.control.store
-        return nodes_served.document(opened.epoch, opened.updates(), opened.nodes(), time.time())
+        whole = nodes_served.document(opened.epoch, opened.span(), opened.nodes(), self.control.clock())
+        last, _ = nodes_served.place(whole, since, epoch)
+        whole["updates"] = [nodes_served.update(one) for one in opened.updates(last)]
+        return whole
 
     def publish(self, now: float, has_marks: bool) -> None:
         """Put what changed into the production tree; what cannot be is told, and tried again in the next round."""
@@ -157,6 +162,7 @@ class Rounds:
             if has_marks:
                 marks = {f"{self.own['app']}.queue": self.control.marks()}
                 place.publish(self.settings["gather"]["marks"], marks, self.settings, self.run.say)
+                self.marked = now
             if self.own["metrics_file"]:
                 files.replace(self.own["metrics_file"], contents["metrics.txt"], METRICS_MODE, durable=False)
             self.published = now
@@ -189,7 +195,7 @@ class Rounds:
         """Yield the answers that changed since they were published, as (file name, content)."""
         self._known = set()
         for module in list(self.control.instances):
-            for query in self.control.ask(module, "published"):
+            for query in self.control.ask(module, "published", base.query):
                 mark = query.pop("", "")
                 name = answers.answer_name(query)
                 if len(self._known) > 2 * ANSWERS_LIMIT:

@@ -5,9 +5,12 @@ Shape: status.json is ``{"format": "infocluster status 1", "made": 1795384800.5,
     "revision": 12, "nodes": [{"name": "node1", "first": 1795380000.0, "last": 1795384799.0, "period": 180.0,
     "reports": 80, "gray": false}], "counts": {"taken": 80, "duplicate": 1}, "aside": 0, "modules": ["FileProcessor"],
     "faults": ["..."], "refused": [{"server": "web1", "counts": {"signature": 3}, "ghosts": {"node77": [3,
-    "192.0.2.9", 1795384800]}}], "pushes": [...], "servers": [...], "backups": [["cf", ...]]}``:
-    counts and faults are of messages that the controller read, refusals of what web servers did not take; pushes and
-    servers as ``wwwpush -status -json`` has them; backups are rows of `poll_page`.
+    "192.0.2.9", 1795384800]}}], "pushes": [...], "servers": [...], "backups": [["cf", ...]],
+    "locks": [["world/a", "holds", "www", 1795384800.5]]}``:
+    counts are of messages that the controller read, faults those of the last hour and those that last, refusals what
+    web servers did not take; pushes and
+    servers as ``wwwpush -status -json`` has them; backups are rows of `poll_page`; locks say of which paths, or
+    of "a slot", how it stands, whose it is and since when.
 
     metrics.txt is OpenMetrics text, of gauges and counters whose names begin with ``infocluster_``.
 
@@ -15,18 +18,20 @@ Source: OpenMetrics 1.0; node exporter documentation, "Textfile Collector".
 """
 
 import json
+import re
 import time
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlencode
 
 from infocluster import files, names, pages
-from infocluster.aggregate import refusals
+from infocluster.aggregate import base, refusals
 from infocluster.aggregate.base import Aggregator
 from infocluster.aggregate.controller import Controller
 from infocluster.apps import poll_page
 from infocluster.config import Settings
 from infocluster.errors import InfoclusterError, UnavailableError
+from infocluster.locks import pathlocks, slots
 from infocluster.push import servers
 from infocluster.push import status as pushing
 
@@ -36,6 +41,9 @@ FAULTS = 50
 CELL_LIMIT = 300
 LARGE = frozenset({"data", "history"})
 KINDS = ("web", "ftp")
+# What status.cgi adds to the metrics that it finds published.
+OF_STATUS = frozenset({"published_age_seconds", "own_queue", "own_refused"})
+_WORD = re.compile("[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 def script() -> bytes:
@@ -55,11 +63,12 @@ def status(control: Controller, settings: Settings, now: float) -> dict[str, Any
         "counts": opened.counts(),
         "aside": len(opened.aside()),
         "modules": list(control.instances),
-        "faults": list(control.faults)[-FAULTS:],
+        "faults": control.standing(FAULTS),
         "refused": list(_refused(control)),
         "pushes": [],
         "servers": [],
         "backups": [],
+        "locks": [],
     }
     for kind in KINDS:
         if not any(server["kind"] == kind for server in settings["servers"]):
@@ -72,6 +81,10 @@ def status(control: Controller, settings: Settings, now: float) -> dict[str, Any
             continue
         found["pushes"] += [_push(push) for push in told.get("pushes", [])[-PUSHES:]]
         found["servers"] += told.get("servers", [])
+    try:
+        found["locks"] = list(_locks(settings["site"]["state_dir"]))
+    except InfoclusterError as error:
+        control.fault(str(error))
     gather = settings["gather"]
     for server, _ in control.queues.servers():
         try:
@@ -94,6 +107,13 @@ def _push(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _locks(state_dir: str) -> Iterable[list[Any]]:
+    for request in pathlocks.holders(f"{state_dir}/pathlocks"):
+        yield [pathlocks.listed(request.paths), request.state, request.user, request.since]
+    for push in slots.holders(f"{state_dir}/slots"):
+        yield ["a slot", push.state, push.user, push.held_since or push.since]
+
+
 def _refused(control: Controller) -> Iterable[dict[str, Any]]:
     for server, queue in control.queues.servers():
         try:
@@ -113,10 +133,15 @@ def page(control: Controller, settings: Settings, values: dict[str, Any], now: f
     """
     own = settings["aggregate"]
     silent = sum(node["gray"] for node in values["nodes"])
+    cgi_url = settings["site"]["cgi_url"]
     sections = [
-        _shaped(section, settings["site"]["cgi_url"])
+        section
         for name, instance in list(control.instances.items())
-        for section in (_plain(control, name) if _has_none(instance) else control.ask(name, "sections", now))
+        for section in (
+            _plain(control, name, cgi_url)
+            if _has_none(instance)
+            else control.ask(name, "sections", lambda section: _shaped(section, cgi_url), now)
+        )
     ]
     filled = {
         "site": settings["site"],
@@ -139,9 +164,9 @@ def _has_none(instance: Aggregator) -> bool:
     return type(instance).sections is Aggregator.sections
 
 
-def _plain(control: Controller, name: str) -> Iterable[dict[str, Any]]:
+def _plain(control: Controller, name: str, cgi_url: str) -> Iterable[dict[str, Any]]:
     """Return sections for an aggregator that has none of its own: what it answers, as a table."""
-    for query in control.ask(name, "published"):
+    for query in control.ask(name, "published", base.query):
         if set(query) != {"type"}:
             continue
         try:
@@ -149,19 +174,27 @@ def _plain(control: Controller, name: str) -> Iterable[dict[str, Any]]:
         except UnavailableError:
             continue
         told = json.loads(found[0]) if found else None
-        if told is None:
-            continue
-        listed = told
-        if isinstance(told, dict) and len(told) == 1:
-            (listed,) = told.values()
-        if isinstance(listed, list) and listed and all(isinstance(one, dict) for one in listed):
-            head = [str(key) for key in listed[0] if key not in LARGE]
-            rows = [[_cell(key, one.get(key, ""), query["type"]) for key in head] for one in listed]
-        elif isinstance(told, dict):
-            head, rows = ["Name", "Value"], [[str(key), str(value)[:CELL_LIMIT]] for key, value in told.items()]
-        else:
-            head, rows = ["Value"], [[str(told)[:CELL_LIMIT]]]
-        yield {"id": f"{name}-{query['type']}", "title": f"{name}: {query['type']}", "head": head, "rows": rows}
+        section = control.attempt(f"show {query['type']} of {name}", _tabled, name, query["type"], told, cgi_url)
+        if section is not None:
+            yield section
+
+
+def _tabled(name: str, kind: str, told: Any, cgi_url: str) -> dict[str, Any] | None:
+    """Return what an aggregator answered as a section, None where it was nothing."""
+    if told is None:
+        return None
+    listed = told
+    if isinstance(told, dict) and len(told) == 1:
+        (listed,) = told.values()
+    rows: list[list[Any]]
+    if isinstance(listed, list) and listed and all(isinstance(one, dict) for one in listed):
+        head = [str(key) for key in listed[0] if key not in LARGE]
+        rows = [[_cell(key, one.get(key, ""), kind) for key in head] for one in listed]
+    elif isinstance(told, dict):
+        head, rows = ["Name", "Value"], [[str(key), str(value)[:CELL_LIMIT]] for key, value in told.items()]
+    else:
+        head, rows = ["Value"], [[str(told)[:CELL_LIMIT]]]
+    return _shaped({"id": f"{name}-{kind}", "title": f"{name}: {kind}", "head": head, "rows": rows}, cgi_url)
 
 
 def _cell(key: str, value: Any, kind: str) -> Any:
@@ -202,7 +235,7 @@ def _own_sections(values: dict[str, Any]) -> Iterable[dict[str, Any]]:
     yield _section("backups", "Backups", head, [[str(cell) for cell in row] for row in values["backups"]])
     counts = [[reason, f"{n:,}"] for reason, n in values["counts"].items()]
     counts += [
-        [f"refused by {one['server']}: {reason}", f"{n:,}"]
+        [f"not taken by {one['server']}: {reason}", f"{n:,}"]
         for one in values["refused"]
         for reason, n in sorted(one["counts"].items())
     ]
@@ -247,13 +280,13 @@ def _shaped(section: dict[str, Any], cgi_url: str) -> dict[str, Any]:
 
 def metrics(control: Controller, values: dict[str, Any]) -> bytes:
     """Return the metrics as OpenMetrics text."""
-    families: dict[str, tuple[str, str, list[str]]] = {}
+    # By name: kind, help, and by labels the value.
+    families: dict[str, tuple[str, str, dict[str, float]]] = {}
 
     def add(name: str, kind: str, told: str, labels: dict[str, str], value: float) -> None:
-        family = families.setdefault(name, (kind, told, []))
+        family = families.setdefault(name, (kind, told, {}))
         inner = ",".join(f'{label}="{_quoted(text)}"' for label, text in sorted(labels.items()))
-        suffix = "_total" if kind == "counter" else ""
-        family[2].append(f"infocluster_{name}{suffix}{'{' + inner + '}' if inner else ''} {float(value)!r}")
+        family[2]["{" + inner + "}" if inner else ""] = float(value)
 
     for node in values["nodes"]:
         labels = {"node": node["name"]}
@@ -277,17 +310,28 @@ def metrics(control: Controller, values: dict[str, Any]) -> bytes:
     add("published_seconds", "gauge", "When this was published, Unix time.", {}, values["made"])
     for server in values["servers"]:
         add("server_lacks", "gauge", "Paths that a server lacks.", {"server": server["name"]}, len(server["lacks"]))
-    for module in control.instances:
-        for told in control.ask(module, "metrics", values["made"]):
-            try:
-                name, about, labels, value = told
-                add(names.name(name, "the name of a metric"), "gauge", str(about), dict(labels), float(value))
-            except (InfoclusterError, TypeError, ValueError) as error:
-                control.fault(f"cannot use a metric of {module}: {error}")
+    ours = OF_STATUS | families.keys()
+    for module in list(control.instances):
+        for name, about, labels, value in control.ask(module, "metrics", _gauge, values["made"]):
+            if name.removesuffix("_total") in ours:
+                control.fault(f"cannot use a metric of {module}: {name} is another one's name")
+            else:
+                add(name, "gauge", about, labels, value)
     lines = []
     for name, (kind, about, rows) in sorted(families.items()):
-        lines += [f"# TYPE infocluster_{name} {kind}", f"# HELP infocluster_{name} {_quoted(about)}", *rows]
+        lines += [f"# TYPE infocluster_{name} {kind}", f"# HELP infocluster_{name} {_quoted(about)}"]
+        suffix = "_total" if kind == "counter" else ""
+        lines += [f"infocluster_{name}{suffix}{inner} {value!r}" for inner, value in rows.items()]
     return ("\n".join([*lines, "# EOF", ""])).encode("utf-8", "replace")
+
+
+def _gauge(told: Any) -> tuple[str, str, dict[str, str], float]:
+    """Return what `metrics` of an aggregator gave, where it is a gauge."""
+    name, about, labels, value = told
+    for word in (name, *labels):
+        if not (_WORD.fullmatch(word) and not word.startswith("__")):
+            raise ValueError(f"{names.shown(word)} is no name of a metric or a label")
+    return name, str(about), {label: str(text) for label, text in labels.items()}, float(value)
 
 
 def _quoted(text: str) -> str:

@@ -36,24 +36,34 @@ UPDATES = "Updates"
 REQUEST_LIMIT_BYTES = 8192
 READ_S = 1.0
 WAITING = 64
+# Those who wait are answered for so long at least, also where there is no time to wait for others.
+ANSWERS_S = 0.2
 
 Asked = Callable[[dict[str, str]], "tuple[int, bytes, bytes | None]"]
 
 
-def document(epoch: str, told: "list[Update]", nodes: "list[Node]", now: float) -> dict[str, Any]:
-    """Return the document of updates."""
+def document(epoch: str, span: tuple[int, int], nodes: "list[Node]", now: float) -> dict[str, Any]:
+    """Return the document of updates, without any yet.
+
+    Args:
+        epoch: of the controller's database.
+        span: the oldest and the newest revision that it has.
+        nodes: all nodes.
+        now: Unix time, s.
+    """
     return {
         "format": FORMAT,
         "epoch": epoch,
-        "revision": told[-1].revision if told else 0,
-        "oldest": told[0].revision if told else 0,
+        "revision": span[1],
+        "oldest": span[0],
         "made": round(now, 3),
         "nodes": {node.name: [round(node.last, 3), node.period] for node in nodes},
-        "updates": [_update(one) for one in told],
+        "updates": [],
     }
 
 
-def _update(one: "Update") -> dict[str, Any]:
+def update(one: "Update") -> dict[str, Any]:
+    """Return an update as the document has it."""
     found = {"revision": one.revision, "type": one.type, "time": one.time, "data": json.loads(one.json)}
     if one.pb is not None:
         import base64
@@ -66,21 +76,33 @@ def _update(one: "Update") -> dict[str, Any]:
     return found
 
 
+def place(whole: dict[str, Any], since: str, epoch: str) -> tuple[int, bool]:
+    """Return the last revision that a client has, 0 for one that begins anew, and whether it has to.
+
+    Args:
+        whole: the document.
+        since: what the client gives; what is no number is 0.
+        epoch: the epoch that it was of, "" where the client does not say.
+    """
+    last = int(since) if since.isascii() and since.isdigit() and len(since) < 19 else 0
+    is_other = bool(epoch) and epoch != whole["epoch"]
+    is_reset = is_other or last > whole["revision"] or (whole["oldest"] > 0 and last + 1 < whole["oldest"])
+    return (0, True) if is_reset else (last, False)
+
+
 def updates(
     whole: dict[str, Any], since: str, epoch: str = "", wants_protobuf: bool = True
 ) -> tuple[bytes, bytes | None]:
     """Return the updates behind a revision, as JSON and, where that is wanted, as protobuf (a message Updates).
 
     Args:
-        whole: the document.
-        since: the last revision that the client has; what is no number is 0.
-        epoch: the epoch that it was of, "" where the client does not say.
+        whole: the document, with these updates at least.
+        since: the last revision that the client has.
+        epoch: the epoch that it was of.
         wants_protobuf: whether the second form is wanted.
     """
-    last = int(since) if since.isascii() and since.isdigit() and len(since) < 19 else 0
-    is_other = bool(epoch) and epoch != whole["epoch"]
-    is_reset = is_other or last > whole["revision"] or (whole["oldest"] > 0 and last + 1 < whole["oldest"])
-    newer = [one for one in whole["updates"] if is_reset or one["revision"] > last]
+    last, is_reset = place(whole, since, epoch)
+    newer = [one for one in whole["updates"] if one["revision"] > last]
     told = {name: value for name, value in whole.items() if name not in ("updates", "format")}
     told["reset"] = is_reset
     told["updates"] = [{name: value for name, value in one.items() if name != "pb"} for one in newer]
@@ -173,22 +195,24 @@ class Listener:
             raise ConfigError(f"cannot listen at {path}: {reason(error)}") from error
 
     def serve(self, wait_s: float, asked: Asked) -> None:
-        """Answer what comes within so many seconds."""
-        end = time.monotonic() + wait_s
+        """Answer what comes within so many seconds; who comes later waits for the next call."""
         if self._socket is None:
             time.sleep(wait_s)
             return
-        while True:
-            ready, _, _ = select.select([self._socket], [], [], max(0.0, end - time.monotonic()))
+        now = time.monotonic()
+        end, last = now + wait_s, now + max(wait_s, ANSWERS_S)
+        while now < last:
+            ready, _, _ = select.select([self._socket], [], [], max(0.0, end - now))
             if not ready:
                 return
-            connection, _ = self._socket.accept()
-            with connection:
-                connection.settimeout(READ_S)
-                try:
+            try:
+                connection, _ = self._socket.accept()
+                with connection:
+                    connection.settimeout(READ_S)
                     self._answer(connection, asked)
-                except OSError:  # it left, or was too slow: it answers from what was published
-                    continue
+            except OSError:  # it left, or was too slow: it answers from what was published
+                pass
+            now = time.monotonic()
 
     def _answer(self, connection: socket.socket, asked: Asked) -> None:
         text = b""

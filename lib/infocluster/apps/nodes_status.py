@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What status.cgi shows of reports: this server's own queue, what the controller published last, and the metrics."""
+"""What status.cgi shows beside polls: what is gathered on this server, its own queue of reports, what the controller
+published last, and the metrics.
+"""
 
+import itertools
 import json
 import posix
 import time
 
-from infocluster import files
+from infocluster import files, names
 from infocluster.aggregate import intake, refusals
 from infocluster.apps import request as asked
 from infocluster.errors import InfoclusterError
@@ -16,9 +19,11 @@ from infocluster.web.response import Response, escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
+# More files of an application are not counted: a page is not to take long.
+FILES_LIMIT = 10000
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
@@ -32,7 +37,7 @@ def own(request: Request, _now: float) -> "tuple[str, str]":
     except (InfoclusterError, OSError):
         return title, "<p>They cannot be read now.</p>"
     rows = [("in the queue, read or not", str(waiting))]
-    rows += [(f"refused: {reason}", str(n)) for reason, n in sorted(refused.counts.items())]
+    rows += [(f"not taken: {reason}", str(n)) for reason, n in sorted(refused.counts.items())]
     html = _table(("What", "How many"), rows)
     if refused.ghosts:
         ghosts = [(name, str(n), where, _moment(last)) for name, (n, where, last) in sorted(refused.ghosts.items())]
@@ -40,6 +45,35 @@ def own(request: Request, _now: float) -> "tuple[str, str]":
             ("Name", "Times", "From", "Last"), ghosts
         )
     return title, html
+
+
+def gathered(request: Request, _now: float) -> "tuple[str, str]":
+    """Return the part about what lies in this server's gather directories, read by the batch host or not."""
+    title = "Gathered on this server"
+    rows = []
+    try:
+        for entry in sorted(posix.scandir(request.variable("SERVER_GATHER")), key=lambda entry: entry.name):
+            if names.is_name(entry.name) and entry.is_dir(follow_symlinks=False):
+                found = list(itertools.islice(_files(entry.path), FILES_LIMIT))
+                count = f"{len(found)}{' or more' if len(found) == FILES_LIMIT else ''}"
+                oldest = _moment(min(last for _, last in found)) if found else ""
+                rows.append((entry.name, count, str(sum(size for size, _ in found)), oldest))
+    except OSError:
+        return title, "<p>It cannot be read now.</p>"
+    return title, _table(("Application", "Files", "Bytes", "Oldest"), rows)
+
+
+def _files(top: str) -> "Iterator[tuple[int, float]]":
+    """Yield size and time of each file below a directory; what vanishes meanwhile was swept."""
+    try:
+        for entry in posix.scandir(top):
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(entry.path)
+            else:
+                status = entry.stat(follow_symlinks=False)
+                yield status.st_size, status.st_mtime
+    except FileNotFoundError:
+        return
 
 
 def published(request: Request, now: float) -> "tuple[str, str]":
@@ -60,11 +94,43 @@ def published(request: Request, now: float) -> "tuple[str, str]":
         for node in values["nodes"]
     ]
     counts = [(name, str(n)) for name, n in values["counts"].items()] + [("set aside", str(values["aside"]))]
+    counts += [
+        (f"not taken by {one['server']}: {word}", str(n))
+        for one in values["refused"]
+        for word, n in sorted(one["counts"].items())
+    ]
     html = f"<p>As the controller published it {age} s ago, revision {values['revision']}.</p>\n"
     html += (
         _table(("Node", "State", "Last report", "Reports"), rows) + "\n" + _table(("Messages", "How many"), counts)
     )
+    for heading, head, found in _others(request, values):
+        if found:
+            html += f"\n<h3>{heading}</h3>\n" + _table(head, found)
     return title, html
+
+
+def _others(request: Request, values: "dict[str, Any]") -> "Iterator[tuple[str, tuple[str, ...], list[Any]]]":
+    """Yield heading, head and rows of what else the controller published."""
+    from infocluster.apps import poll, poll_page
+
+    pushes = [
+        (
+            _moment(push["started"]),
+            ", ".join(path or "everything" for path in push["paths"]),
+            push["user"],
+            f"{push['duration_s']:.1f} s",
+            "everywhere" if push["ok"] else "not everywhere",
+        )
+        for push in reversed(values["pushes"])
+    ]
+    yield "Pushes", ("Started", "Paths", "By", "Took", "Arrived"), pushes
+    lacking = [(one["name"], ", ".join(path or "everything" for path in one["lacks"])) for one in values["servers"]]
+    yield "Servers that lack something", ("Server", "Paths"), [row for row in lacking if row[1]]
+    locks = [(what, state, user, _moment(since)) for what, state, user, since in values.get("locks", ())]
+    yield "Locks and slots", ("Of", "State", "By", "Since"), locks
+    if poll.is_allowed(request):
+        yield "Backups", ("Server", *(word or "Progress" for word in poll_page.HEAD)), values["backups"]
+    yield "Faults", ("What",), [(line,) for line in values["faults"]]
 
 
 def _status(request: Request) -> "dict[str, Any] | None":
@@ -98,7 +164,7 @@ def metrics(request: Request) -> Response:
             "# HELP infocluster_own_queue Reports in this server's queue.",
         ]
         lines.append(f"infocluster_own_queue {waiting}")
-        lines += ["# TYPE infocluster_own_refused counter", "# HELP infocluster_own_refused Reports refused here."]
+        lines += ["# TYPE infocluster_own_refused counter", "# HELP infocluster_own_refused Reports not taken here."]
         lines += [
             f'infocluster_own_refused_total{{reason="{word}"}} {n}' for word, n in sorted(refused.counts.items())
         ]

@@ -62,4 +62,10 @@ def _reports(request: Request, now: float) -> "tuple[str, str]":
     return nodes_status.own(request, now)
 
 
-PARTS = (_nodes, _reports, _polling)
+def _gathered(request: Request, now: float) -> "tuple[str, str]":
+    from infocluster.apps import nodes_status
+
+    return nodes_status.gathered(request, now)
+
+
+PARTS = (_nodes, _reports, _gathered, _polling)

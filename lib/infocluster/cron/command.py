@@ -79,13 +79,14 @@ class Run:
         _put(sys.stderr, f"{self.program}: {_shown(line)}\n")
 
 
-def run(handler: str, alone: bool = True) -> "NoReturn":
+def run(handler: str, alone: bool = True, looks: "tuple[str, ...]" = ()) -> "NoReturn":
     """Run a program to its end, and leave.
 
     Args:
         handler: ``"module:function"``; the function takes a `Run` and returns the summary in one line, or "".
         alone: whether there may be one run of this program at a time. The lock is the file owner's; a program
             that another user runs takes its own.
+        looks: options, by name in small letters, with which it changes nothing and runs beside another one.
 
     Returns:
         Never.
@@ -94,7 +95,7 @@ def run(handler: str, alone: bool = True) -> "NoReturn":
     program = os.path.basename(sys.argv[0])
     status = EX_SOFTWARE
     try:
-        status = _told(program) if usage.asked(sys.argv[1:]) else _ended(program, handler, alone)
+        status = _told(program) if usage.asked(sys.argv[1:]) else _ended(program, handler, alone, looks)
     except InfoclusterError as error:
         _put(sys.stderr, f"{program}: {_shown(str(error))}\n")
         status = error.exit_status
@@ -123,7 +124,7 @@ def _told(program: str) -> int:
     return EX_OK
 
 
-def _ended(program: str, handler: str, alone: bool) -> int:
+def _ended(program: str, handler: str, alone: bool, looks: "tuple[str, ...]") -> int:
     """Do the work and return the exit status."""
     declared = usage.of(_manual())
     try:
@@ -136,7 +137,7 @@ def _ended(program: str, handler: str, alone: bool) -> int:
     from infocluster import config
 
     settings = config.load()
-    lock = _locked(program, settings["site"]["state_dir"], alone)
+    lock = _locked(program, settings["site"]["state_dir"], alone and not any(arguments[name] for name in looks))
     try:
         from infocluster.cron import progress
 

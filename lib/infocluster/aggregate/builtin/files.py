@@ -2,7 +2,8 @@
 """Files that nodes hand in: FileProcessor keeps them, FileCollector sends those that changed.
 
 Shape: below ``aggregate.files_dir`` a directory a node, in it the node's files under their own names, each whole. A
-    name is one component: what walks, hides or steers is refused, and the whole report with it.
+    name is one component: what walks, hides or steers is refused, and the whole report with it. A report
+    that came before the one by which a file is known changes nothing of it, whenever it is delivered.
 """
 
 import glob
@@ -13,11 +14,11 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from infocluster import files, names
+from infocluster import files, names, secrets
 from infocluster.aggregate import answers, messages_pb2
 from infocluster.aggregate.base import Aggregator, Collector
 from infocluster.aggregate.wire import Message
-from infocluster.errors import BadInputError, UsageError
+from infocluster.errors import BadInputError
 
 # Made at its import, so that no type checker knows what is in it.
 messages: Any = messages_pb2
@@ -40,9 +41,10 @@ class FileProcessor(Aggregator):
         self.file_limit_bytes: int = own["file_limit_bytes"]
         self.files_limit: int = own["files_limit"]
         files.make_directories(self.storagedir, 0o750)
-        # By node: by name [modtime, size].
-        self.known: dict[str, dict[str, list[float]]] = {
-            node: self.restoreData({}, node) for node in self.savedParts()
+        # By node: by name [modtime, size, digest, when the report came]; a database may be of before the last two.
+        self.known: dict[str, dict[str, list[Any]]] = {
+            node: {name: [*one, "", 0.0][:4] for name, one in self.restoreData({}, node).items()}
+            for node in self.savedParts()
         }
         self.newfiles: list[list[str]] = self.restoreData([])
         self._changed: set[str] = set()
@@ -56,6 +58,7 @@ class FileProcessor(Aggregator):
         node = names.name(msg.src, "the name of a node")
         told = answers.parsed("Files", msg.data)
         known = self.known.get(node, {})
+        came = msg.came or time.time()
         wanted = {plain(file.name): file for file in told.files}
         for name, file in wanted.items():
             if len(file.data) > self.file_limit_bytes:
@@ -66,11 +69,13 @@ class FileProcessor(Aggregator):
             raise BadInputError(f"cannot keep the files of {node}: over {self.files_limit}")
         files.make_directories(f"{self.storagedir}/{node}", 0o750)
         for name, file in wanted.items():
+            if name in known and came < known[name][3]:
+                continue  # it was set aside, or its server was out of reach: newer is known
             path = f"{self.storagedir}/{node}/{name}"
             when = file.modtime if math.isfinite(file.modtime) and 0 < file.modtime < 1e11 else time.time()
             files.replace(path, file.data, 0o640)
             os.utime(path, (when, when))
-            known[name] = [when, len(file.data)]
+            known[name] = [when, len(file.data), secrets.sha256(file.data).hex()[:16], came]
             if [node, name] not in self.newfiles:
                 self.newfiles.append([node, name])
         self.known[node] = known
@@ -107,7 +112,7 @@ class FileProcessor(Aggregator):
         """Return the list of these files, as (node, name)."""
         data = messages.Files()
         for node, name in wanted:
-            when, size = self.known[node][name]
+            when, size, *_ = self.known[node][name]
             file = data.files.add(name=name, node=node, modtime=when, size=int(size))
             if 0 < size <= data_bytes:
                 file.data = self._read(node, name) or b""
@@ -121,7 +126,7 @@ class FileProcessor(Aggregator):
         content = self._read(having[0], name)
         if content is None:
             return None
-        when, _ = self.known[having[0]][name]
+        when = self.known[having[0]][name][0]
         data = messages.Files()
         data.files.add(name=name, node=having[0], modtime=when, size=len(content), data=content)
         return bytes(data.SerializeToString())
@@ -130,13 +135,13 @@ class FileProcessor(Aggregator):
         """Return the list, and each file: with what tells that it is still the same."""
         yield {"type": "FileList"}
         for node, known in self.known.items():
-            for name, (when, size) in known.items():
-                yield {"type": "File", "node": node, "name": name, "": f"{when} {size}"}
+            for name, (when, _, digest, _) in known.items():
+                yield {"type": "File", "node": node, "name": name, "": f"{when} {digest}"}
 
     def sections(self, now: float) -> Iterable[dict[str, Any]]:
         """Return the table of files, the newest first."""
         every = sorted(
-            ((when, node, name, size) for node, known in self.known.items() for name, (when, size) in known.items()),
+            ((one[0], node, name, one[1]) for node, known in self.known.items() for name, one in known.items()),
             reverse=True,
         )
         rows = [
@@ -161,19 +166,25 @@ class FileProcessor(Aggregator):
 
 
 class FileCollector(Collector):
-    """Hands in the files that ``aggregate.files`` names, when they changed."""
+    """Hands in the files that ``aggregate.files`` names, when they changed.
+
+    A file goes by its name without its directory: of several that share one, the first is handed in. The others, and
+    what is too large, are told when they changed.
+    """
 
     def __init__(self) -> None:
-        self.told: dict[str, list[float]] = self.restoreData({})
-        self.next: dict[str, list[float]] = {}
+        # By path [mtime and ctime in ns, size], and why where it was not handed in.
+        self.told: dict[str, list[Any]] = self.restoreData({})
+        self.next: dict[str, list[Any]] = {}
 
     def getReport(self, now: float) -> Any:
         """Return a report for each file that changed since it was told last."""
         found = []
         self.next = {}
+        paths: dict[str, str] = {}
         for pattern in self.settings["aggregate"]["files"]:
             for path in sorted(glob.glob(pattern)):
-                report = self._changed(path)
+                report = self._changed(path, paths) if path not in paths.values() else None
                 if report is not None:
                     found.append(("FileOutput", report))
         return found
@@ -183,22 +194,40 @@ class FileCollector(Collector):
         self.told |= self.next
         self.saveData(self.told)
 
-    def _changed(self, path: str) -> bytes | None:
+    def _changed(self, path: str, paths: dict[str, str]) -> bytes | None:
+        """Return the report of a file, None where there is none to make; note its path by its name."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
+            opened = open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))  # noqa: SIM115
+        except OSError:  # a directory, or not ours to read
             return None
-        with os.fdopen(fd, "rb") as file:
-            status = os.fstat(fd)
-            mark = [status.st_mtime, float(status.st_size)]
+        with opened as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            name = os.path.basename(path)
+            first = paths.setdefault(name, path)
             limit = self.settings["aggregate"]["file_limit_bytes"]
-            if not stat.S_ISREG(status.st_mode) or self.told.get(path) == mark or status.st_size > limit:
+            why = f"it has {status.st_size} bytes, at most {limit}" if status.st_size > limit else ""
+            why = f"{first} goes by the same name" if first != path else why
+            mark = [*_mark(status), why] if why else _mark(status)
+            if self.told.get(path) == mark:
+                return None
+            if why:
+                self.fault(f"cannot hand in {path}: {why}")
+                self.told[path] = mark
+                self.saveData(self.told)
                 return None
             content = file.read(limit)
+            if _mark(os.fstat(file.fileno())) != mark or len(content) != status.st_size:
+                return None  # it is being written: the next run finds it
         self.next[path] = mark
         data = messages.Files()
-        data.files.add(name=os.path.basename(path), modtime=status.st_mtime, data=content)
+        data.files.add(name=name, modtime=status.st_mtime, data=content)
         return bytes(data.SerializeToString())
+
+
+def _mark(status: os.stat_result) -> list[int]:
+    return [status.st_mtime_ns, status.st_ctime_ns, status.st_size]
 
 
 def plain(name: str) -> str:
@@ -207,12 +236,8 @@ def plain(name: str) -> str:
     Raises:
         BadInputError: it is anything else: it walks, is hidden, has control characters, is over 255 bytes.
     """
-    try:
-        if "/" in name or name.startswith(".") or names.tree_path(name) != name:
-            raise UsageError("more than one component, or hidden")
-        name.encode("utf-8")
-    except (UsageError, UnicodeEncodeError) as error:
-        raise BadInputError(f"cannot keep a file: {names.shown(name)} is no plain name ({error})") from None
+    if not names.is_component(name):
+        raise BadInputError(f"cannot keep a file: {names.shown(name)} is no plain name")
     return name
 
 
