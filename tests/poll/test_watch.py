@@ -255,10 +255,10 @@ def test_backend_of_ones_own_that_is_wrong_stops_nobody_else(site: Site, tmp_pat
     (backends / "bad.py").write_text("class Backend(:\n")
     others = "".join(f'[[core_filers]]\nname = "cf-{one}"\nbackend = "{one}"\n' for one in ("bad", "own"))
     commands(site)
-    site.conf_file.write_text(f"{others}limit_s = 100\n{site.conf_file.read_text()}")
+    site.conf_file.write_text(f"{others}limit_s = 3600\n{site.conf_file.read_text()}")
     put(site, "new", mass="cf-bad")
     fresh, broken = put(site, "new", mass="cf-own"), put(site, "starting", NOW + 1, mass="cf-own")
-    asked, late = put(site, "running", NOW + 2, mass="cf-own"), put(site, "running", NOW - 200, NOW - 150, "cf-own")
+    asked, late = put(site, "running", NOW + 2, mass="cf-own"), put(site, "running", NOW - 7200, NOW - 5400, "cf-own")
     path = put(site, "new")
     program = [sys.executable, str(tmp_path / "batch/backup-watch")]
     environment = site.environment(SERVER_GATHER=str(site.gather()))

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from infocluster import files
 from infocluster.errors import InfoclusterError, reason
 from infocluster.gather import collect
 from infocluster.gather.marks import Mark
@@ -127,7 +128,7 @@ def _sweep_queue(
             if mark.app != app or not simple.is_name(name) or int(name[9:17], 16) > before:
                 continue
             try:
-                first_id = collect.first_id(_text(f"{top}/{name}").removesuffix(b"\n"))
+                first_id = collect.first_id(files.read(f"{top}/{name}").removesuffix(b"\n"))
             except FileNotFoundError:
                 continue
             # Another server's element may have this name.
