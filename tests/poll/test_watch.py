@@ -296,10 +296,73 @@ def test_settings_that_cannot_work_are_told(site: Site) -> None:
     assert watch(site, "-only", "cf-two").returncode == 78
 
 
+def test_changed_settings_are_followed(site: Site) -> None:
+    """poll.cgi reads them at each poll: what it starts by new ones has to be asked for too."""
+    commands(site, more="[poll]\nfollow_s = 0.1\n")
+    first, second = put(site, "new"), put(site, "new", mass="cf-two")
+    whole = site.conf_file.read_text()
+    other = COMMAND.format(dir=site.root, log=site.root / "log").replace("cf-one", "cf-two")
+    program = ["/usr/bin/timeout", "60", sys.executable, str(ROOT / "batch/backup-watch"), "-follow"]
+    environment = site.environment(SERVER_GATHER=str(site.gather()))
+    with subprocess.Popen(
+        program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as following:
+        try:
+            while found(first).state != "running":
+                assert following.poll() is None
+            site.conf_file.write_text("none = 1\n")
+            assert following.stderr and str(site.conf_file) in following.stderr.readline()
+            site.conf_file.write_text(whole + other)
+            while found(second, "cf-two").state != "running":
+                assert following.poll() is None
+        finally:
+            following.terminate()
+            following.communicate()
+
+
+@pytest.mark.root
+def test_states_of_another_user_are_shown_and_left_alone(open_dir: Path) -> None:
+    """What root wrote into them, the web server's user could not read: every poll would be answered 503."""
+    site = Site(open_dir).build()
+    commands(site)
+    path = put(site, "new")
+    for one in (path.parent.parent, path.parent, path):
+        shutil.chown(one, "www-data", "www-data")
+    done = watch(site)
+    assert (
+        done.returncode == 77
+        and "cannot watch as root: the states in " in done.stderr
+        and "www-data's" in done.stderr
+    )
+    assert path.stat().st_uid != 0 and found(path).state == "new" and starts(site) == 0
+    path.chmod(0o600)
+    program = [sys.executable, "-IS", str(ROOT / "batch/backup-watch"), "-status"]
+    environment = site.environment(SERVER_GATHER=str(site.gather()))
+    for mode, stands in ((0o600, "unknown"), (state.MODE, "new")):
+        path.chmod(mode)
+        done = subprocess.run(
+            program, env=environment, user="nobody", group="nogroup", extra_groups=[], capture_output=True, text=True
+        )
+        assert f" {stands} " in done.stdout, done
+    path.chmod(0o600)
+    assert watch(site, "-status", "-only", "cf-one").returncode == 0
+
+
+def test_backup_that_said_it_is_done_needs_nobody_who_saw_its_start(site: Site) -> None:
+    more = '[[core_filers]]\nname = "cf-two"\nbackend = "callback"\nsecret = "key"\nstart = ["/bin/false"]\n'
+    commands(site, more=more)
+    paths = [put(site, "starting", target, mass="cf-two") for target in (NOW, NOW + 300)]
+    paths[0].with_suffix(state.DONE_SUFFIX).write_text("done\n")
+    watch(site)
+    assert [found(path, "cf-two").state for path in paths] == ["complete", "failed"]
+
+
 def test_status_shows_every_state_and_no_phrase(site: Site) -> None:
     commands(site)
     put(site, "released")
     put(site, "running", NOW + 300).write_bytes(b"torn")
     done = watch(site, "-status")
-    assert len(done.stdout.splitlines()) == 2
+    head, *rows = done.stdout.splitlines()
+    assert head.startswith("Core filer  Target time") and len(rows) == 2
     assert "released" in done.stdout and "cannot be used" in done.stdout and agent.RELEASE not in done.stdout
+    assert watch(site, "-status", "-only", "cf-two").returncode == 64

@@ -35,7 +35,7 @@ def show(run: Run) -> str:
         return ""
     count = run.settings["push"]["slots"]
     if paths or pushes:
-        for line in _columns([HEAD, *_path_rows(paths), *_slot_rows(pushes, inside)]):
+        for line in columns([HEAD, *_path_rows(paths), *_slot_rows(pushes, inside)]):
             run.say(line)
     waiting = sum(request.state == tickets.WAITS for request in paths)
     summary = f"{len(paths) - waiting} holding, {waiting} waiting" if paths else "nobody holds a path, nobody waits"
@@ -86,7 +86,7 @@ def _pid(request: tickets.Asker) -> str:
     return str(request.pid) if request.pid else "unknown"
 
 
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+def columns(rows: list[tuple[str, ...]]) -> list[str]:
     """Return rows as lines, every column but the last as wide as its widest text."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -8,13 +8,15 @@ owner's.
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from infocluster import letters
-from infocluster.apps import poll, poll_page
+from infocluster import config, letters
+from infocluster.apps import accounts, poll, poll_page
+from infocluster.apps.locks import columns
 from infocluster.cron.command import Run
-from infocluster.errors import ConfigError, InfoclusterError, UsageError, reason
+from infocluster.errors import ConfigError, InfoclusterError, RefusedError, UnavailableError, UsageError, reason
 from infocluster.names import shown
-from infocluster.poll import kick, watch
+from infocluster.poll import kick, state, watch
 
 AT_ONCE = 8
 LOG_LIMIT_BYTES = 1 << 20
@@ -24,38 +26,70 @@ def work(run: Run) -> str:
     """Do one round, or rounds until a signal comes, and return the summary.
 
     Raises:
-        ConfigError: no state directory is named, or a name is there twice.
+        ConfigError: a name is there twice.
+        RefusedError: the states are another user's.
         UsageError: there is no such core filer.
-        UnavailableError: the states cannot be read.
+        UnavailableError: no state directory is named, or the states cannot be read.
     """
-    settings = run.settings
-    filers = settings["core_filers"]
-    twice = {filer["name"] for filer in filers if [other["name"] for other in filers].count(filer["name"]) > 1}
-    if twice:
-        raise ConfigError(f"cannot watch: core_filers.name {shown(min(twice))} is there twice")
-    state_dir = poll.directory(settings["poll"], os.environ.get("SERVER_GATHER", ""))
+    filers = _filers(run)
+    state_dir = poll.directory(run.settings["poll"], os.environ.get("SERVER_GATHER", ""))
     if run.arguments["status"]:
-        for row in poll_page.rows(settings, state_dir, time.time()):
-            run.say("  ".join(cell for cell in row if cell))
+        rows = poll_page.rows({**run.settings, "core_filers": filers}, state_dir, time.time())
+        for line in columns([poll_page.HEAD, *rows]):
+            run.say(line)
         return ""
-    only = run.arguments["only"]
-    if only is not None:
-        filers = [filer for filer in filers if filer["name"] == only]
-        if not filers:
-            raise UsageError(f"cannot watch {shown(str(only))}: there is no core filer of this name")
+    _check_user(state_dir, filers)
     _shorten(f"{state_dir}/{kick.LOG}")
     while True:
         faults = len(run.faults)
-        _round(run, state_dir, filers, only is not None)
+        _round(run, state_dir, filers)
         if not run.arguments["follow"]:
             count = len(filers)
             return f"{count} core filer{'s' * (count != 1)} looked at"
+        time.sleep(run.settings["poll"]["follow_s"])
+        try:
+            # poll.cgi reads them anew too, and what it starts has to be followed.
+            run.settings = config.load()
+            filers = _filers(run)
+        except InfoclusterError as error:
+            run.fault(str(error))
         del run.faults[faults:]
-        time.sleep(settings["poll"]["follow_s"])
 
 
-def _round(run: Run, state_dir: str, filers: "list[dict[str, object]]", is_urgent: bool) -> None:
+def _filers(run: Run) -> "list[dict[str, Any]]":
+    """Return the core filers that are asked for."""
+    filers: list[dict[str, Any]] = run.settings["core_filers"]
+    names = [filer["name"] for filer in filers]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ConfigError(f"cannot watch: core_filers.name {shown(min(twice))} is there twice")
+    only = run.arguments["only"]
+    if only is not None and only not in names:
+        raise UsageError(f"cannot watch {shown(str(only))}: there is no core filer of this name")
+    return [filer for filer in filers if only in (None, filer["name"])]
+
+
+def _check_user(state_dir: str, filers: "list[dict[str, Any]]") -> None:
+    """Go on as who owns the states: what another one wrote, root too, poll.cgi could not read any more."""
+    for filer in filers:
+        directory = state.place(state_dir, filer["name"])
+        try:
+            owner = os.stat(directory).st_uid
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UnavailableError(f"cannot watch {directory}: {reason(error)}") from error
+        if owner != os.geteuid():
+            user = accounts.by_number(owner).name
+            raise RefusedError(
+                f"cannot watch as {accounts.by_number(os.geteuid()).name}: the states in {directory} are "
+                f"{user}'s; run it as that user, or give them to the right one by chown -R"
+            )
+
+
+def _round(run: Run, state_dir: str, filers: "list[dict[str, Any]]") -> None:
     mail = run.settings["mail"]
+    is_urgent = run.arguments["only"] is not None
 
     def write(subject: str, text: str, key: str) -> None:
         if not mail["to"]:
@@ -67,7 +101,7 @@ def _round(run: Run, state_dir: str, filers: "list[dict[str, object]]", is_urgen
 
     of_round = watch.Watch(state_dir, run.settings["poll"], time.time, run.say, run.fault, write)
 
-    def one(filer: "dict[str, object]") -> None:
+    def one(filer: "dict[str, Any]") -> None:
         try:
             watch.advance(of_round, filer, is_urgent)
         except Exception as error:  # whatever is wrong with one core filer, the others are looked at

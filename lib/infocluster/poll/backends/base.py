@@ -96,8 +96,9 @@ class Base:
         Raises:
             InfoclusterError: it cannot be asked now; it is asked again.
         """
-        # Where nothing is started by us, nothing was lost.
-        return None if self.filer["start"] else Seen("running")
+        seen = self.status(state)
+        # What is complete was started; where nothing is started by us, nothing was lost.
+        return seen if seen.state == "complete" or not self.filer["start"] else None
 
     def ran(
         self, command: list[str], state: State, timeout_s: float, limit_bytes: int = OUTPUT_LIMIT_BYTES
