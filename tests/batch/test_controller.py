@@ -152,8 +152,9 @@ def test_module_that_cannot_be_loaded_is_told_and_the_others_run(site: Site) -> 
         "world/b",
     ):
         assert words in shown, (words, shown)
-    site.configure('[poll]\nallow = ["192.0.2.7"]\n')
-    assert "cf one" not in site.cgi("status.cgi", DOCUMENT_ROOT=root).body.decode()
+    for guard in ('allow = ["192.0.2.7"]', 'token = "none"'):
+        site.configure(f"[poll]\n{guard}\n")
+        assert "cf one" not in site.cgi("status.cgi", DOCUMENT_ROOT=root).body.decode()
 
 
 def test_aggregator_that_gives_what_nobody_can_use_is_told_and_the_others_are_published(site: Site) -> None:

@@ -87,6 +87,10 @@ def test_first_state_of_a_key_is_made_once(tmp_path: Path) -> None:
     found = state.read(path, "cf-one", 5)
     assert found and found.state == "new"
     assert os.listdir(os.path.dirname(path)) == ["5.state"]
+    # The file owner shows it on the nodes' page.
+    assert os.stat(path).st_mode & 0o777 == 0o644
+    state.replace(path, found)
+    assert os.stat(path).st_mode & 0o777 == 0o644
 
 
 def test_limit_counts_states_alone(tmp_path: Path) -> None:

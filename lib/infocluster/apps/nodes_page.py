@@ -89,7 +89,8 @@ def status(control: Controller, settings: Settings, now: float) -> dict[str, Any
     for server, _ in control.queues.servers():
         try:
             state_dir = f"{gather['gather_dir']}/{server}/{gather['host']}/poll"
-            rows = poll_page.rows(settings, state_dir, now) if settings["core_filers"] else []
+            # What a token guards is not published.
+            rows = [] if settings["poll"]["token"] else poll_page.rows(settings, state_dir, now)
         except UnavailableError:
             continue
         found["backups"] += [[server, *row] for row in rows if row[1]]
@@ -231,7 +232,7 @@ def _own_sections(values: dict[str, Any]) -> Iterable[dict[str, Any]]:
     lacking = [server["name"] for server in values["servers"] if server["lacks"]]
     text = f"Not up to date: {', '.join(lacking)}." if lacking else ""
     yield _section("pushes", "Pushes", ["Started", "Paths", "By", "Took", "Arrived"], pushes, text)
-    head = ["Server", *(word or "Progress" for word in poll_page.HEAD)]
+    head = ["Server", *poll_page.HEAD]
     yield _section("backups", "Backups", head, [[str(cell) for cell in row] for row in values["backups"]])
     counts = [[reason, f"{n:,}"] for reason, n in values["counts"].items()]
     counts += [

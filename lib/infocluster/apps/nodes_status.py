@@ -128,8 +128,8 @@ def _others(request: Request, values: "dict[str, Any]") -> "Iterator[tuple[str, 
     yield "Servers that lack something", ("Server", "Paths"), [row for row in lacking if row[1]]
     locks = [(what, state, user, _moment(since)) for what, state, user, since in values.get("locks", ())]
     yield "Locks and slots", ("Of", "State", "By", "Since"), locks
-    if poll.is_allowed(request):
-        yield "Backups", ("Server", *(word or "Progress" for word in poll_page.HEAD)), values["backups"]
+    if poll.is_shown(request):
+        yield "Backups", ("Server", *poll_page.HEAD), values["backups"]
     yield "Faults", ("What",), [(line,) for line in values["faults"]]
 
 

@@ -10,7 +10,7 @@ Source: Avere operations guide, "Implementing a URL Polling Agent"; RFC 9110.
 import posix
 import time
 
-from infocluster.errors import InfoclusterError, UnavailableError
+from infocluster.errors import ConfigError, InfoclusterError, UnavailableError
 from infocluster.poll import agent, state
 from infocluster.web.request import Request, pairs
 from infocluster.web.response import HTML, TEXT, HttpError, Response
@@ -60,7 +60,7 @@ def _answered(request: Request, now: float) -> Response:
                 raise HttpError(400, f"There has to be one {name} only.")
             values[name] = value
     if poll["token"]:
-        check_token(values.get("token", ""), poll["token"])
+        _check_token(values.get("token", ""), poll["token"])
     state_dir = directory(poll, request.variable("SERVER_GATHER"))
     if request.method != "POST" and values.keys() <= {"token"}:
         from infocluster.apps import poll_page
@@ -94,17 +94,19 @@ def is_allowed(request: Request) -> bool:
     return not allowed or request.comes_from(allowed)
 
 
-def check_token(told: str, name: str) -> None:
-    """Go on with the right token only.
+def is_shown(request: Request) -> bool:
+    """Tell whether a visitor of another page may see how all stand: who may ask, with the token if there is one."""
+    from infocluster import secrets
 
-    Args:
-        told: what was sent.
-        name: the file in etc/secrets that holds the token.
+    name = request.settings["poll"]["token"]
+    told = dict(request.query()).get("token", "")
+    try:
+        return is_allowed(request) and (not name or secrets.is_same(told, secrets.read(name)))
+    except ConfigError:
+        return False
 
-    Raises:
-        HttpError: 403.
-        ConfigError: the file is not there.
-    """
+
+def _check_token(told: str, name: str) -> None:
     from infocluster import secrets
 
     if not secrets.is_same(told, secrets.read(name)):

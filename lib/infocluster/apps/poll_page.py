@@ -4,7 +4,7 @@
 The phrase that releases a core filer is in none of them.
 """
 
-from infocluster.errors import InfoclusterError
+from infocluster.errors import UnavailableError
 from infocluster.poll import agent, state
 from infocluster.web.response import escaped
 
@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-HEAD = ("Core filer", "Target time", "State", "Since", "", "Last poll", "Next poll expected")
+HEAD = ("Core filer", "Target time", "State", "Since", "Progress", "Last poll", "Next poll expected")
 SHOWN = 20
 
 
@@ -35,8 +35,10 @@ def _row(settings: "dict[str, Any]", state_dir: str, mass: str, target: int, now
     when = agent.moment(target)
     try:
         found = state.read(state.file(state_dir, mass, target), mass, target)
-    except InfoclusterError:
+    except state.BadStateError:
         return (mass, when, "failed", "", "its state file cannot be used; the operator has to look", "", "")
+    except UnavailableError:
+        return (mass, when, "unknown", "", "its state file cannot be read now", "", "")
     if found is None:
         return (mass, when, "forgotten", "", "", "", "")
     name = "released, though not complete" if "forced" in found.flags else found.state
@@ -54,7 +56,7 @@ def table(settings: "dict[str, Any]", state_dir: str, now: float) -> str:
     Raises:
         UnavailableError: the state directory cannot be read.
     """
-    head = "".join(f'<th scope="col">{escaped(cell) or "Progress"}</th>' for cell in HEAD)
+    head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in HEAD)
     body = "".join(
         "<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>\n"
         for row in rows(settings, state_dir, now)

@@ -8,7 +8,7 @@ import time
 
 from infocluster.errors import InfoclusterError
 from infocluster.web.request import Request
-from infocluster.web.response import HTML, HttpError, Response, escaped
+from infocluster.web.response import HTML, Response, escaped
 
 
 def answer(request: Request) -> Response:
@@ -37,15 +37,11 @@ def _polling(request: Request, now: float) -> "tuple[str, str]":
     title = "Polling agent"
     if not request.settings["core_filers"]:
         return title, "<p>No core filer is set.</p>"
-    if not poll.is_allowed(request):
-        return title, "<p>Not shown to this address.</p>"
+    if not poll.is_shown(request):
+        return title, "<p>Shown only to who may poll: by address, and with the token if there is one.</p>"
     try:
-        if token := request.settings["poll"]["token"]:
-            poll.check_token(dict(request.query()).get("token", ""), token)
         where = poll.directory(request.settings["poll"], request.variable("SERVER_GATHER"))
         return title, poll_page.table(request.settings, where, now)
-    except HttpError:
-        return title, "<p>Shown with the token of polls only.</p>"
     except InfoclusterError:
         return title, "<p>Its states cannot be read now.</p>"
 

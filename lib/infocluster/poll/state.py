@@ -38,6 +38,8 @@ MARK = "infocluster poll 1"
 SUFFIX = ".state"
 DONE_SUFFIX = ".done"
 LIMIT_BYTES = 8192
+# As of all that is gathered: the file owner shows it on the nodes' page.
+MODE = 0o644
 TEXT_LIMIT = 300
 STATES = frozenset({"new", "starting", "running", "complete", "released", "failed", "expired"})
 _NAMES = ("mass", "target", "run", "state", "asked", "since", "progress", "job", "why", "flags")
@@ -191,10 +193,10 @@ def create(path: str, state: State, limit: int) -> bool:
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
     try:
         try:
-            fd = posix.open(temporary, flags, 0o640)
+            fd = posix.open(temporary, flags, MODE)
         except FileNotFoundError:
             _make(directory)
-            fd = posix.open(temporary, flags, 0o640)
+            fd = posix.open(temporary, flags, MODE)
         try:
             try:
                 if sum(name.endswith(SUFFIX) for name in posix.listdir(directory)) >= limit:
@@ -221,7 +223,7 @@ def replace(path: str, state: State) -> None:
         UnavailableError: it cannot be written; the state before it still stands.
     """
     try:
-        files.replace(path, content(state), 0o640)
+        files.replace(path, content(state), MODE)
         posix.utime(path, (state.polled, state.polled))
     except OSError as error:
         raise UnavailableError(f"cannot write {path}: {reason(error)}") from error
