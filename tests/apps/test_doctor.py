@@ -256,6 +256,13 @@ ILLS: list[tuple[Callable[[Patient], object], str, str, str]] = [
         "poll is not for www-data to read",
         "chgrp www-data",
     ),
+    (lambda p: (p.gather / "poll").mkdir(), "polling", "poll is not www-data's", "chown -R www-data "),
+    (
+        lambda p: p.conf.write_text(p.conf.read_text().replace("[poll]\n", '[poll]\nstate_dir = "/none"\n')),
+        "polling",
+        "poll.state_dir /none is missing",
+        "install -d -o www-data ",
+    ),
     (
         lambda p: p.configure('[[core_filers]]\nname = "other"\nbackend = "marker"\n'),
         "polling",

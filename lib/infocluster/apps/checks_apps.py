@@ -15,6 +15,7 @@ from infocluster.apps.accounts import User
 from infocluster.apps.checks import PROGRAM_TIMEOUT_S, Fault, NotCheckedError, Place, only, quoted
 from infocluster.config import Settings
 from infocluster.errors import InfoclusterError
+from infocluster.poll import state as states
 from infocluster.poll.backends import base
 
 
@@ -129,7 +130,7 @@ def runbatch(place: Place) -> Iterator[Fault]:
 
 
 def polling(place: Place) -> Iterator[Fault]:
-    """Check what the polling agent works with: backends that can be made and told apart, programs, secrets."""
+    """Check what the polling agent works with: whose its states are, backends, their programs, secrets."""
     only(place.is_web, "web server")
     poll, filers = place.settings["poll"], place.settings["core_filers"]
     if not filers:
@@ -153,6 +154,18 @@ def polling(place: Place) -> Iterator[Fault]:
             yield Fault(
                 f"{filer['name']}: core_filers.marker is that of any target time: a late backup releases the next",
                 "put %t into marker or marker_text, and have the backup write it",
+            )
+    state_dir = poll["state_dir"] or (place.gather and f"{place.gather}/poll")
+    for path in [state_dir, *(states.place(state_dir, filer["name"]) for filer in filers)] if state_dir else ():
+        try:
+            is_right = os.stat(path).st_uid == server.uid
+        except (FileNotFoundError, NotADirectoryError):
+            if path == poll["state_dir"]:
+                yield Fault(f"poll.state_dir {path} is missing", f"install -d -o {server.name} {quoted(path)}")
+            continue  # the first poll makes it
+        if not is_right:
+            yield Fault(
+                f"{path} is not {server.name}'s: polls are answered 503", f"chown -R {server.name} {quoted(path)}"
             )
     wanted = {name for name in (poll["token"], *(filer["secret"] for filer in filers)) if name}
     for name in sorted(wanted):
