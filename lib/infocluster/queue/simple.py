@@ -214,6 +214,7 @@ class Simple:
 
         Returns:
             Whether it is ours now; False where somebody else has it, where it is gone, or where it is no plain file.
+            A link that took an element's place since it was listed may be locked, and is never followed.
 
         Raises:
             UnavailableError: the file system refuses; with ``fs.protected_hardlinks`` that is so for another user's
@@ -224,7 +225,7 @@ class Simple:
         lock = element + LOCK
         try:
             at = self._at if name[:8] == self._at_name else self._open(name[:8])
-            posix.link(element, lock, src_dir_fd=at, dst_dir_fd=at)
+            posix.link(element, lock, src_dir_fd=at, dst_dir_fd=at, follow_symlinks=False)
         except FileExistsError:
             return False
         except (FileNotFoundError, NotADirectoryError):
@@ -558,7 +559,7 @@ class Simple:
         """
         while True:
             try:
-                posix.link(path, name, src_dir_fd=beside, dst_dir_fd=at)
+                posix.link(path, name, src_dir_fd=beside, dst_dir_fd=at, follow_symlinks=False)
                 break
             except FileExistsError:
                 name = self._names.next()[1]
