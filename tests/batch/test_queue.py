@@ -85,6 +85,15 @@ def test_element_that_fails_again_and_again_is_set_aside_beside_the_queue(site: 
     assert site.batch("queue", "consume", f"{top}.failed", "--", "cat").stdout == "badqueue: 1 consumed, 0 failed\n"
 
 
+def test_element_is_set_aside_beside_a_queue_that_is_named_by_a_point(site: Site, top: str) -> None:
+    theirs = QueueSimple(top)
+    name = theirs.add(b"bad")
+    command = [sys.executable, str(ROOT / "batch/queue"), "consume", "-failures", "1", ".", "--", *failing("bad")]
+    subprocess.run(command, env=site.environment(), cwd=top, capture_output=True, check=False)
+    assert os.listdir(top) == [name.split("/")[0]]
+    assert list(QueueSimple(f"{top}.failed").names()) == [name]
+
+
 def test_command_says_all_that_it_says_on_our_output(site: Site, top: str) -> None:
     theirs = QueueSimple(top)
     content = b"line\n" * 500_000
@@ -98,6 +107,14 @@ def test_command_says_all_that_it_says_on_our_output(site: Site, top: str) -> No
         done = subprocess.run(command, env=site.environment(), stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1 and b"No space left" in done.stderr and b"Traceback" not in done.stderr
     assert theirs.count() == 1
+    (name,) = theirs.names()
+    command[2:] = ["get", top, name]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, env=site.environment(), stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (
+        75,
+        b"queue: cannot write to the standard output: No space left on device\n",
+    )
 
 
 def test_command_is_done_when_it_has_ended_whatever_it_left_running(site: Site, top: str) -> None:
@@ -245,8 +262,21 @@ def test_what_ssm_would_not_carry_is_refused_or_made_fit(site: Site, top: str, t
 
 
 def test_wrong_words_are_told_with_64(site: Site, top: str) -> None:
-    for words in ([], ["fly", top], ["get", top], ["add"], ["consume", top], ["add", "-umask", "9", top]):
-        os.makedirs(top, exist_ok=True)
+    name = QueueSimple(top).add(b"x")
+    for words in (
+        [],
+        ["fly", top],
+        ["get", top],
+        ["add"],
+        ["add", ""],
+        ["consume", top],
+        ["consume", "-aside", f"{top}/.", top, "--", "cat"],
+        ["consume", "-aside", f"{top}/{name[:8]}/aside", top, "--", "cat"],
+        ["consume", "-failures", "0.5", top, "--", "cat"],
+        ["add", "-umask", "9", top],
+        *([action, top, top] for action in ("list", "count", "purge")),
+    ):
         done = site.batch("queue", *words)
         assert done.returncode == 64, (words, done.stderr)
+    assert list(QueueSimple(top).names()) == [name]
     assert site.batch("queue", "count", f"{top}/nowhere").returncode == 75

@@ -73,8 +73,10 @@ def work(run: Run) -> str:
     }
     if action not in actions:
         raise UsageError(f"cannot {action}: expected one of {', '.join([*actions, 'ssm-check'])}")
-    if not given:
-        raise UsageError(f"cannot {action}: the queue's directory is missing")
+    if not given or not given[0]:
+        raise UsageError(f"cannot {action}: name the queue's directory")
+    if given[1:] and action in ("list", "count", "purge"):
+        raise UsageError(f"cannot {action}: one directory at a time, and {shown(given[1])} is one word too many")
     path = given[0].rstrip("/") or "/"
     if action != "add" and not os.path.isdir(path):
         raise UnavailableError(f"cannot {action}: {path} is no directory")
@@ -83,13 +85,15 @@ def work(run: Run) -> str:
 
 def _options(run: Run) -> Options:
     def number(name: str, default: float) -> float:
+        """Return an option's value; one whose default is whole is whole."""
         text = run.arguments[name]
         try:
-            value = default if text is None else float(str(text))
+            value = default if text is None else type(default)(str(text))
         except ValueError:
             value = -1.0
         if not 0 <= value < float("inf"):
-            raise UsageError(f"cannot use -{name} {shown(str(text))}: expected a number")
+            kind = "a whole number" if isinstance(default, int) else "a number"
+            raise UsageError(f"cannot use -{name} {shown(str(text))}: expected {kind}")
         return value
 
     text = run.arguments["umask"]
@@ -204,9 +208,14 @@ def _get(run: Run, options: Options, path: str, given: list[str]) -> str:
             content, _ = _content(queue, name, options)
         finally:
             queue.unlock(name)
-        sys.stdout.flush()
-        sys.stdout.buffer.write(content or b"")
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(content or b"")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UnavailableError(f"cannot write to the standard output: {reason(error)}") from error
     return ""
 
 
@@ -234,7 +243,10 @@ def _consume(run: Run, options: Options, path: str, command: list[str]) -> str:
     if shutil.which(command[0]) is None:
         raise UsageError(f"cannot consume: there is no program {command[0]}")
     queue = _opened(path, options)
-    aside = _Aside(options.aside.rstrip("/") or path + ".failed", isinstance(queue, Normal))
+    # Beside the queue, also where that is named as ".".
+    aside = _Aside(os.path.abspath(options.aside or os.path.abspath(path) + ".failed"), isinstance(queue, Normal))
+    if f"{os.path.realpath(aside.path)}/".startswith(f"{os.path.realpath(path)}/"):
+        raise UsageError(f"cannot consume: {aside.path} is in the queue itself; name another place with -aside")
     try:
         queue.purge(options.temporary_age_s, options.lock_age_s)
     except UnavailableError as error:
