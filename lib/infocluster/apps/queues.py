@@ -178,9 +178,7 @@ def _ssm_check(run: Run, options: Options, given: list[str]) -> str:
 
 def _list(run: Run, options: Options, path: str, given: list[str]) -> str:
     queue = _opened(path, options)
-    lock = normal.LOCKED if isinstance(queue, Normal) else simple.LOCK
-    between = "/" if isinstance(queue, Normal) else ""
-    listed = [(name, os.path.lexists(f"{path}/{name}{between}{lock}")) for name in queue]
+    listed = [(name, os.path.lexists(f"{path}/{name}{queue.lock_suffix}")) for name in queue]
     if options.json:
         run.say(json.dumps([{"name": name, "locked": is_locked} for name, is_locked in listed]))
     else:
