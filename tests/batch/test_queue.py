@@ -157,6 +157,8 @@ def test_what_ssm_received_is_consumed_with_its_sender(site: Site, tmp_path: Pat
     bad = received.add({"body": "bad", "signer": "/CN=host"})
     assert site.batch("queue", "get", top, bad).stdout == "bad"
     assert site.batch("queue", "get", "-field", "signer", top, bad).stdout == "/CN=host"
+    done = site.batch("queue", "get", "-field", "empaid", top, bad, f"{bad[:-1]}{'1' if bad[-1] == '0' else '0'}")
+    assert done.returncode == 1 and done.stderr.count("queue: cannot") == 2
     program = (
         "import os, sys; text = sys.stdin.read(); print(os.environ['QUEUE_SIGNER'], text); sys.exit(text == 'bad')"
     )

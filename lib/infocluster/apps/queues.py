@@ -199,13 +199,17 @@ def _get(run: Run, options: Options, path: str, given: list[str]) -> str:
     for name in given:
         if not simple.is_name(name):
             raise UsageError(f"cannot get {shown(name)}: no name of an element")
-        if not queue.lock(name):
-            run.fault(f"cannot get {name}: it is locked, or there is no such element")
-            continue
         try:
-            content, _ = _content(queue, name, options)
-        finally:
-            queue.unlock(name)
+            if not queue.lock(name):
+                run.fault(f"cannot get {name}: it is locked, or there is no such element")
+                continue
+            try:
+                content, _ = _content(queue, name, options)
+            finally:
+                queue.unlock(name)
+        except InfoclusterError as error:
+            run.fault(str(error))
+            continue
         try:
             sys.stdout.flush()
             sys.stdout.buffer.write(content or b"")

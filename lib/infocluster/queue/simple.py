@@ -53,7 +53,7 @@ _READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
 _DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
 _KIND, _PLAIN = 0o170000, 0o100000
 # errno(3); the module of these names is one more to load.
-_ENOENT, _EEXIST, _ENOTDIR, _ENOTEMPTY = 2, 17, 20, 39
+_EPERM, _ENOENT, _EEXIST, _ENOTDIR, _ENOTEMPTY = 1, 2, 17, 20, 39
 # How often a directory may vanish under an addition, taken by a purge, before that is a fault.
 _ATTEMPTS = 100
 # A lock that was made this recently may not have its own time yet; how long to wait for that.
@@ -318,7 +318,10 @@ class Simple(Queue):
         except OSError as error:
             if _is_no_element(f"{self.path}/{name}"):
                 return False
-            raise UnavailableError(f"cannot lock {self.path}/{name}: {reason(error)}") from error
+            why = ", or it is another's and not ours to read and write: see fs.protected_hardlinks"
+            raise UnavailableError(
+                f"cannot lock {self.path}/{name}: {reason(error)}{why if error.errno == _EPERM else ''}"
+            ) from error
         try:
             # By the element's name, not the lock's: where the element is gone by now, so is what we locked.
             if self._is_exact:
