@@ -71,6 +71,15 @@ def test_consumer_removes_what_succeeds_and_unlocks_what_fails(site: Site, top: 
     assert theirs.lock(names[1]) and theirs.get(names[1]) == b"bad"
 
 
+def test_what_a_command_says_on_its_standard_error_is_told(site: Site, top: str) -> None:
+    QueueSimple(top).add(b"x")
+    done = site.batch("queue", "consume", top, "--", "sh", "-c", "echo one >&2; echo two >&2; exit 1")
+    (name,) = QueueSimple(top).names()
+    assert (done.returncode, done.stderr) == (1, f"one\nqueue: {name}: exit status 1: two\n")
+    done = site.batch("queue", "consume", top, "--", "sh", "-c", "echo one >&2; echo two >&2")
+    assert (done.returncode, done.stderr) == (0, "one\ntwo\n")
+
+
 def test_element_that_fails_again_and_again_is_set_aside_beside_the_queue(site: Site, top: str) -> None:
     theirs = QueueSimple(top)
     name = theirs.add(b"bad")

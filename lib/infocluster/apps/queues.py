@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from infocluster import files, processes
@@ -299,11 +300,15 @@ def _tried(queue: Queue, name: str, command: list[str], options: Options, aside:
 
         environment = {**os.environ, **others, "QUEUE_ELEMENT": name}
         outcome = processes.run(command, options.timeout_s, content, environment, is_stopped=is_lost, is_shown=True)
-        if outcome.status == 0:
-            return None
-        ended = f"signal {-outcome.status}" if outcome.status < 0 else f"exit status {outcome.status}"
         said = outcome.errors.decode("utf-8", "replace").strip().splitlines()
-        return f"{ended}: {said[-1]}" if said else ended
+        why = None
+        if outcome.status:
+            why = f"signal {-outcome.status}" if outcome.status < 0 else f"exit status {outcome.status}"
+            why += f": {said.pop()}" if said else ""
+        if said:
+            with suppress(OSError):
+                print(*said, sep="\n", file=sys.stderr, flush=True)
+        return why
     except InfoclusterError as error:
         return str(error)
     except BaseException:
