@@ -211,6 +211,10 @@ def test_strange_entries_are_ignored_and_never_fatal(top: str, tmp_path: Path) -
         (directory / stray).mkdir()
     (Path(top) / "00000001").touch()
     (Path(top) / "0000000A").mkdir()
+    (Path(top) / "temporary" / "0123456789abcd").touch()
+    (directory / name[9:] / "locked").touch()
+    for path in (top, f"{top}/{name}", f"{top}/temporary/0123456789abcd"):
+        age(path, 9999)
     before = everything(top)
     assert list(queue) == [name]
     assert queue.count() == 1

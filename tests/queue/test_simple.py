@@ -234,6 +234,9 @@ def test_strange_entries_are_ignored_and_never_fatal(top: str, tmp_path: Path) -
         (Path(top) / stray).mkdir()
         (Path(top) / stray / "0123456789abcd").touch()
     (Path(top) / "01234567").touch()
+    for stray in (f"{name[9:]}.tmp", "0123456789abc0.lck"):
+        (directory / stray).mkdir()
+        age(directory / stray, 9999)
     assert list(queue) == [name]
     assert queue.count() == 1
     for stray in ("0123456789abcd", "0123456789abce", "0123456789abcf"):

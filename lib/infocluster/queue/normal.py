@@ -463,10 +463,11 @@ def _is_older(path: str, when: float) -> bool:
 
 
 def _is_gone(path: str) -> bool:
+    """Remove a lock; False where there is none, or something else of its name."""
     try:
         os.rmdir(path)
         return True
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

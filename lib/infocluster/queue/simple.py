@@ -51,7 +51,7 @@ _DIGITS = "0123456789abcdef"
 _CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
 _READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
 _DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
-_KIND, _PLAIN = 0o170000, 0o100000
+_KIND, _PLAIN, _FOLDER = 0o170000, 0o100000, 0o040000
 # errno(3); the module of these names is one more to load.
 _EPERM, _ENOENT, _EEXIST, _ENOTDIR, _ENOTEMPTY = 1, 2, 17, 20, 39
 # How often a directory may vanish under an addition, taken by a purge, before that is a fault.
@@ -518,7 +518,7 @@ class Simple(Queue):
                         status = posix.lstat(path)
                     except FileNotFoundError:
                         continue
-                    if status.st_mtime >= now - ages[suffix]:
+                    if status.st_mtime >= now - ages[suffix] or status.st_mode & _KIND == _FOLDER:
                         continue
                     if suffix == LOCK and status.st_ctime > now - _YOUNG_S:
                         young.append((path, status.st_mtime_ns))
