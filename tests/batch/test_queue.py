@@ -224,7 +224,7 @@ def test_consumer_that_counts_no_failures_writes_nothing_beside_the_queue(site: 
     theirs = QueueSimple(top)
     theirs.add(b"bad")
     for command in (failing("bad"), ["cat"]):
-        site.batch("queue", "consume", "-failures", "0", top, "--", *command)
+        site.batch("queue", "consume", "-failures", "0", "-timeout", "0", top, "--", *command)
     assert theirs.count() == 0 and not os.path.exists(f"{top}.failed")
 
 

@@ -287,6 +287,7 @@ def _tried(queue: Queue, name: str, command: list[str], options: Options, aside:
         for variable, value in others.items():
             if "\0" in value:
                 raise BadInputError(f"cannot hand on {variable}: it holds a NUL")
+        timeout_s = options.timeout_s or float("inf")
         touched = time.monotonic()
         touch_s = min(TOUCH_S, options.lock_age_s / TOUCHES) if options.lock_age_s else TOUCH_S
         lost = False
@@ -299,7 +300,7 @@ def _tried(queue: Queue, name: str, command: list[str], options: Options, aside:
             return lost
 
         environment = {**os.environ, **others, "QUEUE_ELEMENT": name}
-        outcome = processes.run(command, options.timeout_s, content, environment, is_stopped=is_lost, is_shown=True)
+        outcome = processes.run(command, timeout_s, content, environment, is_stopped=is_lost, is_shown=True)
         said = outcome.errors.decode("utf-8", "replace").strip().splitlines()
         why = None
         if outcome.status:
