@@ -264,6 +264,9 @@ def test_what_ssm_would_not_carry_is_refused_or_made_fit(site: Site, top: str, t
     done = site.batch("queue", "add", "-ssm", "-split", "-limit", "100", top, str(file))
     assert done.returncode == 0 and len(done.stdout.split()) == 3
     assert QueueSimple(top).count() == 4
+    file.write_bytes(file.read_bytes() + "Site: M\u00fc\n%%\n".encode())
+    done = site.batch("queue", "add", "-ssm", "-split", "-limit", "100", top, str(file))
+    assert (done.returncode, done.stdout) == (65, ""), "all of a file or nothing"
     file.write_bytes(b"head: v1\n" + "Site: M\u00fc\n%%\n".encode() * 20)
     done = site.batch("queue", "add", "-ssm", "-base64", "-split", "-limit", "160", top, str(file))
     assert done.returncode == 0, done.stderr

@@ -140,9 +140,10 @@ def _add(run: Run, options: Options, path: str, given: list[str]) -> str:
             if options.move:
                 run.say(queue.add_path(file))
                 continue
-            for content in _contents(file, options):
-                if options.is_ssm and (found := ssm.faults(content, options.limit_bytes)):
-                    raise BadInputError(f"cannot add {file}: {'; '.join(found)}")
+            contents = _contents(file, options)
+            if options.is_ssm and (found := _faults(contents, options)):
+                raise BadInputError(f"cannot add {file}: {found}")
+            for content in contents:
                 run.say(queue.add(content))
         except InfoclusterError as error:
             if len(given) <= 1:
@@ -161,17 +162,19 @@ def _contents(file: str, options: Options) -> list[bytes]:
     return [ssm.encoded(part) for part in contents] if options.base64 else contents
 
 
+def _faults(contents: list[bytes], options: Options) -> str:
+    """Return why SSM2 would not carry these contents; "" where it would."""
+    found = [fault for content in contents for fault in ssm.faults(content, options.limit_bytes)]
+    return "; ".join(dict.fromkeys(found))
+
+
 def _ssm_check(run: Run, options: Options, given: list[str]) -> str:
     bad = 0
     for file in given or ["-"]:
         contents = _contents(file, options)
-        found = [fault for content in contents for fault in ssm.faults(content, options.limit_bytes)]
+        found = _faults(contents, options)
         bad += bool(found)
-        run.say(
-            f"{file}: {'; '.join(dict.fromkeys(found))}"
-            if found
-            else f"{file}: ok" + f", in {len(contents)} messages" * options.split
-        )
+        run.say(f"{file}: {found or 'ok' + f', in {len(contents)} messages' * options.split}")
     if bad:
         raise BadInputError(f"cannot send {bad} of {len(given) or 1} through SSM2")
     return ""
