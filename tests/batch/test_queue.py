@@ -261,6 +261,9 @@ def test_what_ssm_would_not_carry_is_refused_or_made_fit(site: Site, top: str, t
     assert site.batch("queue", "add", "-ssm", "-base64", top, str(file)).returncode == 0
     file.write_bytes(b"head: v1\n" + b"".join(b"Site: %d\n%%%%\n" % number for number in range(20)))
     assert "-split makes several" in site.batch("queue", "ssm-check", "-limit", "100", str(file)).stdout
+    (tmp_path / "lump").write_bytes(b"x" * 101)
+    done = site.batch("queue", "ssm-check", "-split", "-limit", "100", str(tmp_path / "lump"), str(file))
+    assert done.returncode == 65 and "lump: cannot split" in done.stdout and "message: ok, in 3 mess" in done.stdout
     done = site.batch("queue", "add", "-ssm", "-split", "-limit", "100", top, str(file))
     assert done.returncode == 0 and len(done.stdout.split()) == 3
     assert QueueSimple(top).count() == 4

@@ -171,8 +171,11 @@ def _faults(contents: list[bytes], options: Options) -> str:
 def _ssm_check(run: Run, options: Options, given: list[str]) -> str:
     bad = 0
     for file in given or ["-"]:
-        contents = _contents(file, options)
-        found = _faults(contents, options)
+        try:
+            contents = _contents(file, options)
+            found = _faults(contents, options)
+        except BadInputError as error:  # it cannot be split
+            found = str(error)
         bad += bool(found)
         run.say(f"{file}: {found or 'ok' + f', in {len(contents)} messages' * options.split}")
     if bad:
