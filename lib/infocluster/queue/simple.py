@@ -241,14 +241,7 @@ class Simple(Queue):
         clock: what tells the time, in Unix seconds.
     """
 
-    __slots__ = (
-        "_at",
-        "_at_name",
-        "_is_exact",
-        "_open_fd",
-        "_open_name",
-        "_synced",
-    )
+    __slots__ = ("_at", "_at_name", "_is_exact", "_open_fd", "_open_name", "_synced")
 
     def __init__(
         self,
@@ -318,7 +311,7 @@ class Simple(Queue):
         except OSError as error:
             if _is_no_element(f"{self.path}/{name}"):
                 return False
-            why = ", or it is another's and not ours to read and write: see fs.protected_hardlinks"
+            why = "; another user's element has to be ours to read and write (fs.protected_hardlinks)"
             raise UnavailableError(
                 f"cannot lock {self.path}/{name}: {reason(error)}{why if error.errno == _EPERM else ''}"
             ) from error
