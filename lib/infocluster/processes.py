@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from infocluster.errors import UnavailableError, reason
 
@@ -68,18 +68,14 @@ def run(
     """
     program = arguments[0]
     end = time.monotonic() + timeout_s
-    try:
-        process = subprocess.Popen(
-            list(arguments),
-            stdin=subprocess.PIPE,
-            stdout=None if is_shown else subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            cwd=directory,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise UnavailableError(f"cannot run {program}: {reason(error)}") from error
+    process = _started(
+        arguments,
+        stdin=subprocess.PIPE,
+        stdout=None if is_shown else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        cwd=directory,
+    )
     with process:
         try:
             output, errors = _said(process, content, end, is_stopped, output_limit_bytes)
@@ -92,6 +88,14 @@ def run(
             kill_group(process.pid)
             raise
     return Outcome(process.returncode, output, errors)
+
+
+def _started(arguments: Sequence[str], **streams: Any) -> subprocess.Popen[bytes]:
+    """Start a program as the leader of a session of its own. Raises UnavailableError: it cannot be."""
+    try:
+        return subprocess.Popen(list(arguments), start_new_session=True, **streams)
+    except OSError as error:
+        raise UnavailableError(f"cannot run {arguments[0]}: {reason(error)}") from error
 
 
 def _said(
@@ -189,17 +193,9 @@ class _Program(Peer):
     __slots__ = ("_process",)
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        try:
-            self._process = subprocess.Popen(
-                list(arguments),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise UnavailableError(f"cannot run {arguments[0]}: {reason(error)}") from error
+        self._process = _started(
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        )
         streams = (self._process.stdin, self._process.stdout, self._process.stderr)
         # The descriptors are ours from now on, not the stream objects'.
         copies = [os.dup(stream.fileno()) for stream in streams if stream]
@@ -390,19 +386,15 @@ class Followed:
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], directory: str = "/") -> None:
         self.status: int | None = None
         self._ended_s = 0.0
-        try:
-            self._process = subprocess.Popen(
-                list(arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                env=environment,
-                cwd=directory,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise UnavailableError(f"cannot run {arguments[0]}: {reason(error)}") from error
+        self._process = _started(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            env=environment,
+            cwd=directory,
+        )
         self._output = self._process.stdout
         self._look = select.poll()
         if self._output is not None:

@@ -40,7 +40,11 @@ def test_changed_days_are_queued_once_and_ssm_carries_them(site: Site) -> None:
     assert site.batch("accounting-nightly").stdout == "accounting-nightly: 0 days in 0 messages\n"
     site.cgi("survey.cgi", HTTP_USER_AGENT=AGENT)
     site.batch("survey-nightly")
-    site.batch("accounting-nightly")
+    # Something that cannot be purged costs no message, and is told.
+    (site.root / "var/outgoing/00000000").symlink_to("00000000")
+    done = site.batch("accounting-nightly")
+    assert done.returncode == 1 and done.stdout.endswith("1 day in 1 message\n") and "cannot purge" in done.stderr
+    (site.root / "var/outgoing/00000000").unlink()
     assert [text.split("People: ")[1].split()[0] for text in consumed(site)] == ["4"]
 
 

@@ -71,6 +71,15 @@ def test_consumer_removes_what_succeeds_and_unlocks_what_fails(site: Site, top: 
     assert theirs.lock(names[1]) and theirs.get(names[1]) == b"bad"
 
 
+def test_what_a_command_says_on_its_standard_error_is_told(site: Site, top: str) -> None:
+    QueueSimple(top).add(b"x")
+    done = site.batch("queue", "consume", top, "--", "sh", "-c", "echo one >&2; echo two >&2; exit 1")
+    (name,) = QueueSimple(top).names()
+    assert (done.returncode, done.stderr) == (1, f"one\nqueue: {name}: exit status 1: two\n")
+    done = site.batch("queue", "consume", top, "--", "sh", "-c", "echo one >&2; echo two >&2")
+    assert (done.returncode, done.stderr) == (0, "one\ntwo\n")
+
+
 def test_element_that_fails_again_and_again_is_set_aside_beside_the_queue(site: Site, top: str) -> None:
     theirs = QueueSimple(top)
     name = theirs.add(b"bad")
@@ -83,6 +92,15 @@ def test_element_that_fails_again_and_again_is_set_aside_beside_the_queue(site: 
     assert list(aside.names()) == [name]
     assert os.listdir(f"{top}.failed/failures") == []
     assert site.batch("queue", "consume", f"{top}.failed", "--", "cat").stdout == "badqueue: 1 consumed, 0 failed\n"
+
+
+def test_element_is_set_aside_beside_a_queue_that_is_named_by_a_point(site: Site, top: str) -> None:
+    theirs = QueueSimple(top)
+    name = theirs.add(b"bad")
+    command = [sys.executable, str(ROOT / "batch/queue"), "consume", "-failures", "1", ".", "--", *failing("bad")]
+    subprocess.run(command, env=site.environment(), cwd=top, capture_output=True, check=False)
+    assert os.listdir(top) == [name.split("/")[0]]
+    assert list(QueueSimple(f"{top}.failed").names()) == [name]
 
 
 def test_command_says_all_that_it_says_on_our_output(site: Site, top: str) -> None:
@@ -98,6 +116,14 @@ def test_command_says_all_that_it_says_on_our_output(site: Site, top: str) -> No
         done = subprocess.run(command, env=site.environment(), stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1 and b"No space left" in done.stderr and b"Traceback" not in done.stderr
     assert theirs.count() == 1
+    (name,) = theirs.names()
+    command[2:] = ["get", top, name]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, env=site.environment(), stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (
+        75,
+        b"queue: cannot write to the standard output: No space left on device\n",
+    )
 
 
 def test_command_is_done_when_it_has_ended_whatever_it_left_running(site: Site, top: str) -> None:
@@ -140,6 +166,8 @@ def test_what_ssm_received_is_consumed_with_its_sender(site: Site, tmp_path: Pat
     bad = received.add({"body": "bad", "signer": "/CN=host"})
     assert site.batch("queue", "get", top, bad).stdout == "bad"
     assert site.batch("queue", "get", "-field", "signer", top, bad).stdout == "/CN=host"
+    done = site.batch("queue", "get", "-field", "empaid", top, bad, f"{bad[:-1]}{'1' if bad[-1] == '0' else '0'}")
+    assert done.returncode == 1 and done.stderr.count("queue: cannot") == 2
     program = (
         "import os, sys; text = sys.stdin.read(); print(os.environ['QUEUE_SIGNER'], text); sys.exit(text == 'bad')"
     )
@@ -196,7 +224,7 @@ def test_consumer_that_counts_no_failures_writes_nothing_beside_the_queue(site: 
     theirs = QueueSimple(top)
     theirs.add(b"bad")
     for command in (failing("bad"), ["cat"]):
-        site.batch("queue", "consume", "-failures", "0", top, "--", *command)
+        site.batch("queue", "consume", "-failures", "0", "-timeout", "0", top, "--", *command)
     assert theirs.count() == 0 and not os.path.exists(f"{top}.failed")
 
 
@@ -233,9 +261,15 @@ def test_what_ssm_would_not_carry_is_refused_or_made_fit(site: Site, top: str, t
     assert site.batch("queue", "add", "-ssm", "-base64", top, str(file)).returncode == 0
     file.write_bytes(b"head: v1\n" + b"".join(b"Site: %d\n%%%%\n" % number for number in range(20)))
     assert "-split makes several" in site.batch("queue", "ssm-check", "-limit", "100", str(file)).stdout
+    (tmp_path / "lump").write_bytes(b"x" * 101)
+    done = site.batch("queue", "ssm-check", "-split", "-limit", "100", str(tmp_path / "lump"), str(file))
+    assert done.returncode == 65 and "lump: cannot split" in done.stdout and "message: ok, in 3 mess" in done.stdout
     done = site.batch("queue", "add", "-ssm", "-split", "-limit", "100", top, str(file))
     assert done.returncode == 0 and len(done.stdout.split()) == 3
     assert QueueSimple(top).count() == 4
+    file.write_bytes(file.read_bytes() + "Site: M\u00fc\n%%\n".encode())
+    done = site.batch("queue", "add", "-ssm", "-split", "-limit", "100", top, str(file))
+    assert (done.returncode, done.stdout) == (65, ""), "all of a file or nothing"
     file.write_bytes(b"head: v1\n" + "Site: M\u00fc\n%%\n".encode() * 20)
     done = site.batch("queue", "add", "-ssm", "-base64", "-split", "-limit", "160", top, str(file))
     assert done.returncode == 0, done.stderr
@@ -245,8 +279,21 @@ def test_what_ssm_would_not_carry_is_refused_or_made_fit(site: Site, top: str, t
 
 
 def test_wrong_words_are_told_with_64(site: Site, top: str) -> None:
-    for words in ([], ["fly", top], ["get", top], ["add"], ["consume", top], ["add", "-umask", "9", top]):
-        os.makedirs(top, exist_ok=True)
+    name = QueueSimple(top).add(b"x")
+    for words in (
+        [],
+        ["fly", top],
+        ["get", top],
+        ["add"],
+        ["add", ""],
+        ["consume", top],
+        ["consume", "-aside", f"{top}/.", top, "--", "cat"],
+        ["consume", "-aside", f"{top}/{name[:8]}/aside", top, "--", "cat"],
+        ["consume", "-failures", "0.5", top, "--", "cat"],
+        ["add", "-umask", "9", top],
+        *([action, top, top] for action in ("list", "count", "purge")),
+    ):
         done = site.batch("queue", *words)
         assert done.returncode == 64, (words, done.stderr)
+    assert list(QueueSimple(top).names()) == [name]
     assert site.batch("queue", "count", f"{top}/nowhere").returncode == 75

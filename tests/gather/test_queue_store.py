@@ -108,11 +108,15 @@ def test_element_that_no_mark_names_or_is_young_stays(tmp_path: Path) -> None:
         marks.Mark("web2", "www", "survey", second, "5f0c2a9be7d14c33", 1),
         marks.Mark("web2", "www", "survey", "6b0365e0/6b0365e03d090b", "5f0c2a9be7d14c33", 1),
     ]
+    died = tmp_path / "survey" / first[:8] / f"{'0' * 14}.tmp"
+    died.touch()
+    os.utime(died, (1, 1))
     said: list[str] = []
     for now, left in ((time.time() + 86399, [first, second]), (time.time() + 86401, [second])):
         sweep.sweep(str(tmp_path), "survey", read, 1, now, 1, said.append, said.append)
         assert list(queue.names()) == left
     assert said == [f"drop survey/{first}"]
+    assert not died.exists()
 
 
 @pytest.mark.root

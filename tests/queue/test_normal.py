@@ -39,6 +39,18 @@ def age(path: str, seconds: float) -> None:
     os.utime(path, (before, before))
 
 
+def run(program: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={"PYTHONPATH": str(Path(normal.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout
+
+
 def test_element_is_a_directory_of_fields(top: str) -> None:
     name = Normal(top, SCHEMA, digit=11, clock=frozen).add(DATA | {"raw": b"\xff\n"})
     assert name == "00000000/6b0365e03d090b"
@@ -139,6 +151,25 @@ def test_lock_that_was_broken_and_taken_by_another_is_not_ours(top: str) -> None
     assert other.remove(name)
 
 
+def test_lock_that_another_makes_while_we_remove_is_no_fault(top: str) -> None:
+    """In a process of its own, where the other one, who had looked the path up before, comes between two steps."""
+    program = """
+import os, sys
+from infocluster.queue.normal import Normal
+queue = Normal(sys.argv[1], {"body": "string"})
+removed = os.rmdir
+def lock_and_remove(path):
+    if "/obsolete/" in path and not path.endswith("/locked"):
+        os.rmdir = removed
+        os.mkdir(path + "/locked")
+    removed(path)
+os.rmdir = lock_and_remove
+name = queue.add({"body": "x"})
+print(queue.lock(name), queue.remove(name), os.rmdir is removed, os.listdir(sys.argv[1] + "/obsolete"))
+"""
+    assert run(program, top) == "True True True []\n"
+
+
 def test_unlocked_element_is_there_for_the_next(top: str) -> None:
     queue = Normal(top, SCHEMA)
     name = queue.add(DATA)
@@ -180,6 +211,10 @@ def test_strange_entries_are_ignored_and_never_fatal(top: str, tmp_path: Path) -
         (directory / stray).mkdir()
     (Path(top) / "00000001").touch()
     (Path(top) / "0000000A").mkdir()
+    (Path(top) / "temporary" / "0123456789abcd").touch()
+    (directory / name[9:] / "locked").touch()
+    for path in (top, f"{top}/{name}", f"{top}/temporary/0123456789abcd"):
+        age(path, 9999)
     before = everything(top)
     assert list(queue) == [name]
     assert queue.count() == 1
@@ -233,16 +268,9 @@ os.rename = rename_and_note
 queue = Normal(sys.argv[1], {"body": "string"}, durable=True, digit=0, clock=lambda: 1795384800.0)
 print("added", queue.add({"body": "x"}))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program, top],
-        env={"PYTHONPATH": str(Path(normal.__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    said = run(program, top)
     name = "6b0365e0000000"
-    assert done.stdout.splitlines() == [
+    assert said.splitlines() == [
         "fsync ..",
         f"fsync temporary/{name}/body",
         f"fsync temporary/{name}",

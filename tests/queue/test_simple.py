@@ -234,6 +234,9 @@ def test_strange_entries_are_ignored_and_never_fatal(top: str, tmp_path: Path) -
         (Path(top) / stray).mkdir()
         (Path(top) / stray / "0123456789abcd").touch()
     (Path(top) / "01234567").touch()
+    for stray in (f"{name[9:]}.tmp", "0123456789abc0.lck"):
+        (directory / stray).mkdir()
+        age(directory / stray, 9999)
     assert list(queue) == [name]
     assert queue.count() == 1
     for stray in ("0123456789abcd", "0123456789abce", "0123456789abcf"):
@@ -244,6 +247,23 @@ def test_strange_entries_are_ignored_and_never_fatal(top: str, tmp_path: Path) -
     queue.purge()
     assert everything(top) == before
     assert list(queue.locked()) == [name]
+
+
+def test_link_that_took_an_elements_place_is_not_followed(top: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    queue = Simple(top)
+    names = [queue.add(b"x") for _ in range(2)]
+    for place, name in enumerate(queue.locked()):
+        if place == 0:
+            os.unlink(f"{top}/{names[1]}")
+            os.symlink(tmp_path / "secret", f"{top}/{names[1]}")
+            queue.unlock(name)
+            continue
+        with pytest.raises(UnavailableError, match="symbolic links"):
+            queue.get(name)
+        assert queue.unlock(name)
+    assert place == 1
+    assert os.stat(tmp_path / "secret").st_nlink == 1
 
 
 def test_queue_that_nobody_made_is_empty(top: str) -> None:

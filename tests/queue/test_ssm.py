@@ -59,3 +59,6 @@ def test_what_is_within_the_limit_before_it_is_encoded_is_so_afterwards(limit: i
 def test_record_that_is_too_large_cannot_be_split() -> None:
     with pytest.raises(BadInputError, match="200 bytes, and 100"):
         ssm.split(b"head\n" + b"x" * 200, 100)
+    for content in (b"x" * 200, b"x" * 200 + b"\n%%\n"):
+        with pytest.raises(BadInputError, match="no record behind the first line"):
+            ssm.split(content, 100)

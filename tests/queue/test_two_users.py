@@ -82,7 +82,7 @@ def test_element_that_the_group_may_not_write_is_a_fault_and_stays(open_dir: Pat
     assert run(ADDER, queue, ADD.format(umask=0o027)).returncode == 0
     before = sorted(queue.rglob("*"))
     done = run(CONSUMER, queue, CONSUME)
-    assert "UnavailableError: cannot lock" in done.stderr
+    assert "UnavailableError: cannot lock" in done.stderr and "(fs.protected_hardlinks)" in done.stderr
     assert sorted(queue.rglob("*")) == before
     # What the group may have, behind it, is reached where somebody is told of the rest.
     os.chmod(next(queue.iterdir()), 0o2770)
@@ -105,7 +105,7 @@ def test_doctor_tells_what_a_shared_queue_lacks(open_dir: Path, monkeypatch: pyt
     users = {
         name: accounts.User(name, uid, uid, frozenset({uid, GROUP}))
         for name, uid in (("adder", ADDER), ("consumer", CONSUMER))
-    }
+    } | {"loner": accounts.User("loner", CONSUMER, CONSUMER, frozenset({CONSUMER}))}
     monkeypatch.setattr(accounts, "by_name", users.get)
     queue = open_dir / "queue"
     assert [fault for fault, _ in queue_check.faults(str(queue), [])] == [f"{queue}: nobody is named who uses it"]
@@ -129,4 +129,12 @@ def test_doctor_tells_what_a_shared_queue_lacks(open_dir: Path, monkeypatch: pyt
     assert "cannot be removed by the group: mode 2750" in fault
     assert "cannot be locked by the group: mode 0640, with fs.protected_hardlinks = 1" in other
     os.chown(queue, ADDER, ADDER)
-    assert "consumer is not in it" in found(queue)[0]
+    ((fault, mend),) = queue_check.faults(str(queue), ["adder", "consumer"])
+    assert fault.endswith("which lacks consumer") and mend == f"chgrp -R {GROUP} {queue}"
+    os.chown(queue, ADDER, 0)
+    assert [mend for _, mend in queue_check.faults(str(queue), ["adder", "loner"])] == [f"chgrp -R GROUP {queue}"]
+    os.chown(queue, ADDER, ADDER)
+    ((_, mend),) = queue_check.faults(str(queue), ["adder", "loner"])
+    assert mend == f"usermod -aG {ADDER} loner"
+    (open_dir / "file").touch()
+    assert found(open_dir / "file") == [f"{open_dir}/file is no directory"]

@@ -67,7 +67,10 @@ def work(run: Run) -> str:
             for message in messages:
                 run.say(f"add {queue.add(message)}")
             db.executemany("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?)", [(service, *day) for day in changed])
-    queue.purge()
+    try:
+        queue.purge()
+    except UnavailableError as error:
+        run.fault(str(error))
     return f"{len(changed)} day{'s' * (len(changed) != 1)} in {len(messages)} message{'s' * (len(messages) != 1)}"
 
 

@@ -48,21 +48,27 @@ def faults(directory: str, users: list[str]) -> Iterator[tuple[str, str]]:
     if not known:
         yield f"{directory}: nobody is named who uses it", "set queues.users"
         return
+    shared = frozenset.intersection(*(user.groups for user in known)) - {0}
+    group = accounts.group_name(min(shared)) if shared else "GROUP"
     try:
         status = os.stat(directory)
     except FileNotFoundError:
-        shared = frozenset.intersection(*(user.groups for user in known))
-        group = accounts.group_name(min(shared)) if shared else "GROUP"
         yield f"{directory} is missing", f"install -d -o {users[0]} -g {group} -m 2770 {quoted}"
         return
-    group, mode = accounts.group_name(status.st_gid), stat.S_IMODE(status.st_mode)
+    if not stat.S_ISDIR(status.st_mode):
+        yield f"{directory} is no directory", "set queues.queue_dir"
+        return
     outside = [user.name for user in known if status.st_gid not in user.groups]
     if outside:
+        # Nobody is to come into root's group for a queue.
+        mend = f"chgrp -R {group} {quoted}" if shared or not status.st_gid else ""
+        group = accounts.group_name(status.st_gid)
         yield (
-            f"{directory} is shared by group {group}, and {', '.join(outside)} is not in it",
-            "; ".join(f"usermod -aG {group} {name}" for name in outside),
+            f"{directory} is shared by group {group}, which lacks {', '.join(outside)}",
+            mend or "; ".join(f"usermod -aG {group} {name}" for name in outside),
         )
         return
+    group, mode = accounts.group_name(status.st_gid), stat.S_IMODE(status.st_mode)
     if mode & 0o2077 != 0o2070:
         yield f"{directory} has mode {mode:04o}, and a shared queue has 2770", f"chmod 2770 {quoted}"
         return

@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from infocluster import files, processes
@@ -73,8 +74,10 @@ def work(run: Run) -> str:
     }
     if action not in actions:
         raise UsageError(f"cannot {action}: expected one of {', '.join([*actions, 'ssm-check'])}")
-    if not given:
-        raise UsageError(f"cannot {action}: the queue's directory is missing")
+    if not given or not given[0]:
+        raise UsageError(f"cannot {action}: name the queue's directory")
+    if given[1:] and action in ("list", "count", "purge"):
+        raise UsageError(f"cannot {action}: one directory at a time, and {shown(given[1])} is one word too many")
     path = given[0].rstrip("/") or "/"
     if action != "add" and not os.path.isdir(path):
         raise UnavailableError(f"cannot {action}: {path} is no directory")
@@ -83,13 +86,15 @@ def work(run: Run) -> str:
 
 def _options(run: Run) -> Options:
     def number(name: str, default: float) -> float:
+        """Return an option's value; one whose default is whole is whole."""
         text = run.arguments[name]
         try:
-            value = default if text is None else float(str(text))
+            value = default if text is None else type(default)(str(text))
         except ValueError:
             value = -1.0
         if not 0 <= value < float("inf"):
-            raise UsageError(f"cannot use -{name} {shown(str(text))}: expected a number")
+            kind = "a whole number" if isinstance(default, int) else "a number"
+            raise UsageError(f"cannot use -{name} {shown(str(text))}: expected {kind}")
         return value
 
     text = run.arguments["umask"]
@@ -135,9 +140,10 @@ def _add(run: Run, options: Options, path: str, given: list[str]) -> str:
             if options.move:
                 run.say(queue.add_path(file))
                 continue
-            for content in _contents(file, options):
-                if options.is_ssm and (found := ssm.faults(content, options.limit_bytes)):
-                    raise BadInputError(f"cannot add {file}: {'; '.join(found)}")
+            contents = _contents(file, options)
+            if options.is_ssm and (found := _faults(contents, options)):
+                raise BadInputError(f"cannot add {file}: {found}")
+            for content in contents:
                 run.say(queue.add(content))
         except InfoclusterError as error:
             if len(given) <= 1:
@@ -156,17 +162,22 @@ def _contents(file: str, options: Options) -> list[bytes]:
     return [ssm.encoded(part) for part in contents] if options.base64 else contents
 
 
+def _faults(contents: list[bytes], options: Options) -> str:
+    """Return why SSM2 would not carry these contents; "" where it would."""
+    found = [fault for content in contents for fault in ssm.faults(content, options.limit_bytes)]
+    return "; ".join(dict.fromkeys(found))
+
+
 def _ssm_check(run: Run, options: Options, given: list[str]) -> str:
     bad = 0
     for file in given or ["-"]:
-        contents = _contents(file, options)
-        found = [fault for content in contents for fault in ssm.faults(content, options.limit_bytes)]
+        try:
+            contents = _contents(file, options)
+            found = _faults(contents, options)
+        except BadInputError as error:  # it cannot be split
+            found = str(error)
         bad += bool(found)
-        run.say(
-            f"{file}: {'; '.join(dict.fromkeys(found))}"
-            if found
-            else f"{file}: ok" + f", in {len(contents)} messages" * options.split
-        )
+        run.say(f"{file}: {found or 'ok' + f', in {len(contents)} messages' * options.split}")
     if bad:
         raise BadInputError(f"cannot send {bad} of {len(given) or 1} through SSM2")
     return ""
@@ -174,9 +185,7 @@ def _ssm_check(run: Run, options: Options, given: list[str]) -> str:
 
 def _list(run: Run, options: Options, path: str, given: list[str]) -> str:
     queue = _opened(path, options)
-    lock = normal.LOCKED if isinstance(queue, Normal) else simple.LOCK
-    between = "/" if isinstance(queue, Normal) else ""
-    listed = [(name, os.path.lexists(f"{path}/{name}{between}{lock}")) for name in queue]
+    listed = [(name, os.path.lexists(f"{path}/{name}{queue.lock_suffix}")) for name in queue]
     if options.json:
         run.say(json.dumps([{"name": name, "locked": is_locked} for name, is_locked in listed]))
     else:
@@ -197,16 +206,25 @@ def _get(run: Run, options: Options, path: str, given: list[str]) -> str:
     for name in given:
         if not simple.is_name(name):
             raise UsageError(f"cannot get {shown(name)}: no name of an element")
-        if not queue.lock(name):
-            run.fault(f"cannot get {name}: it is locked, or there is no such element")
+        try:
+            if not queue.lock(name):
+                run.fault(f"cannot get {name}: it is locked, or there is no such element")
+                continue
+            try:
+                content, _ = _content(queue, name, options)
+            finally:
+                queue.unlock(name)
+        except InfoclusterError as error:
+            run.fault(str(error))
             continue
         try:
-            content, _ = _content(queue, name, options)
-        finally:
-            queue.unlock(name)
-        sys.stdout.flush()
-        sys.stdout.buffer.write(content or b"")
-        sys.stdout.buffer.flush()
+            sys.stdout.flush()
+            sys.stdout.buffer.write(content or b"")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UnavailableError(f"cannot write to the standard output: {reason(error)}") from error
     return ""
 
 
@@ -234,7 +252,10 @@ def _consume(run: Run, options: Options, path: str, command: list[str]) -> str:
     if shutil.which(command[0]) is None:
         raise UsageError(f"cannot consume: there is no program {command[0]}")
     queue = _opened(path, options)
-    aside = _Aside(options.aside.rstrip("/") or path + ".failed", isinstance(queue, Normal))
+    # Beside the queue, also where that is named as ".".
+    aside = _Aside(os.path.abspath(options.aside or os.path.abspath(path) + ".failed"), isinstance(queue, Normal))
+    if f"{os.path.realpath(aside.path)}/".startswith(f"{os.path.realpath(path)}/"):
+        raise UsageError(f"cannot consume: {aside.path} is in the queue itself; name another place with -aside")
     try:
         queue.purge(options.temporary_age_s, options.lock_age_s)
     except UnavailableError as error:
@@ -272,6 +293,7 @@ def _tried(queue: Queue, name: str, command: list[str], options: Options, aside:
         for variable, value in others.items():
             if "\0" in value:
                 raise BadInputError(f"cannot hand on {variable}: it holds a NUL")
+        timeout_s = options.timeout_s or float("inf")
         touched = time.monotonic()
         touch_s = min(TOUCH_S, options.lock_age_s / TOUCHES) if options.lock_age_s else TOUCH_S
         lost = False
@@ -284,12 +306,16 @@ def _tried(queue: Queue, name: str, command: list[str], options: Options, aside:
             return lost
 
         environment = {**os.environ, **others, "QUEUE_ELEMENT": name}
-        outcome = processes.run(command, options.timeout_s, content, environment, is_stopped=is_lost, is_shown=True)
-        if outcome.status == 0:
-            return None
-        ended = f"signal {-outcome.status}" if outcome.status < 0 else f"exit status {outcome.status}"
+        outcome = processes.run(command, timeout_s, content, environment, is_stopped=is_lost, is_shown=True)
         said = outcome.errors.decode("utf-8", "replace").strip().splitlines()
-        return f"{ended}: {said[-1]}" if said else ended
+        why = None
+        if outcome.status:
+            why = f"signal {-outcome.status}" if outcome.status < 0 else f"exit status {outcome.status}"
+            why += f": {said.pop()}" if said else ""
+        if said:
+            with suppress(OSError):
+                print(*said, sep="\n", file=sys.stderr, flush=True)
+        return why
     except InfoclusterError as error:
         return str(error)
     except BaseException:

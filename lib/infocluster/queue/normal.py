@@ -19,6 +19,7 @@ until a purge breaks the lock for its age, takes an element that somebody else m
 Source: Directory::Queue::Normal and python-dirq documentation; rename(2).
 """
 
+import errno
 import os
 import stat
 import time
@@ -38,11 +39,11 @@ LOCKED = "locked"
 # What SSM2 writes: `incoming` has no error, `reject` has one.
 SSM_SCHEMA = {"body": "string", "signer": "string?", "empaid": "string?", "error": "string?"}
 
+# How often an element that is being removed may be locked by others, before that is a fault.
 _ATTEMPTS = 100
-_HEXADECIMAL = frozenset("0123456789abcdef")
 
 
-class Normal:
+class Normal(simple.Queue):
     """One queue. Nothing on the disk is touched before it is used; a queue that is not there yet is empty.
 
     Args:
@@ -58,6 +59,8 @@ class Normal:
         ConfigError: the schema is none.
     """
 
+    lock_suffix = f"/{LOCKED}"
+
     def __init__(
         self,
         path: str,
@@ -68,7 +71,7 @@ class Normal:
         digit: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.path = path
+        super().__init__(path, umask, durable, simple.Names(digit, clock))
         self.types: dict[str, str] = {}
         self.optional: set[str] = set()
         for field, declared in (schema or {}).items():
@@ -80,11 +83,7 @@ class Normal:
                 self.optional.add(field)
         if self.types and not self.types.keys() - self.optional:
             raise ConfigError(f"cannot use the queue {path}: an element may lack every field")
-        self.umask = umask
-        self.durable = durable
         self._elements_limit = elements_limit
-        self._names = simple.Names(digit, clock)
-        self._held: dict[str, int] = {}
 
     def add(self, data: Mapping[str, Value]) -> str:
         """Add an element and return its name, such as ``00000000/6b0365e03d090b``.
@@ -97,16 +96,7 @@ class Normal:
             UnavailableError: it could not be added, and nothing of it is left.
         """
         contents = self._encoded(data)
-        for attempt in range(_ATTEMPTS):
-            try:
-                return self._added(contents)
-            except FileNotFoundError as error:
-                # RACE: another library's purge takes a directory that has no field in it yet, however new it is.
-                if attempt == _ATTEMPTS - 1:
-                    raise UnavailableError(f"cannot add to the queue {self.path}: {reason(error)}") from error
-            except OSError as error:
-                raise UnavailableError(f"cannot add to the queue {self.path}: {reason(error)}") from error
-        raise AssertionError("there is a last attempt")
+        return self._retried("", lambda: self._added(contents))
 
     def lock(self, name: str) -> bool:
         """Lock an element; False where somebody else has it, where it is gone, or where it is no directory.
@@ -125,22 +115,6 @@ class Normal:
         except OSError as error:
             raise UnavailableError(f"cannot lock {element}: {reason(error)}") from error
 
-    def unlock(self, name: str) -> bool:
-        """Give an element back to the next consumer; False where our lock on it had ended already.
-
-        Raises:
-            UnavailableError: the file system refuses.
-        """
-        if not self._let_go(name):
-            return False
-        try:
-            os.rmdir(f"{self.path}/{name}/{LOCKED}")
-            return True
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise UnavailableError(f"cannot unlock {self.path}/{name}: {reason(error)}") from error
-
     def get(self, name: str) -> dict[str, Value] | None:
         """Return the fields of an element that we locked; None where our lock on it has ended.
 
@@ -148,8 +122,11 @@ class Normal:
             BadInputError: a field is missing or not what the schema says.
             UnavailableError: it cannot be read.
         """
-        if not self._is_ours(name):
-            return None
+        try:
+            if not self._is_ours(name):
+                return None
+        except OSError as error:
+            raise UnavailableError(f"cannot look at {self.path}/{name}: {reason(error)}") from error
         found: dict[str, Value] = {}
         for field, kind in self.types.items():
             path = f"{self.path}/{name}/{field}"
@@ -167,26 +144,6 @@ class Normal:
                 raise BadInputError(f"cannot read {path}: {error}") from error
         return found
 
-    def take_out(self, name: str, path: str) -> bool:
-        """Move an element that we locked out of the queue, to a path on the same file system.
-
-        Returns:
-            False where it is not locked, or its lock is not the one that we took: the element stays then.
-
-        Raises:
-            UnavailableError: the file system refuses, or there is something at that path; it is locked still.
-        """
-        if not self._is_ours(name):
-            self._held.pop(name, None)
-            return False
-        try:
-            os.rename(f"{self.path}/{name}", path)
-            self._held.pop(name)
-            _is_gone(f"{path}/{LOCKED}")
-            return True
-        except OSError as error:
-            raise UnavailableError(f"cannot move {self.path}/{name} to {path}: {reason(error)}") from error
-
     def remove(self, name: str) -> bool:
         """Remove an element that we locked, for good.
 
@@ -196,9 +153,9 @@ class Normal:
         Raises:
             UnavailableError: the file system refuses.
         """
-        if not self._let_go(name):
-            return False
         try:
+            if not self._is_ours(name):
+                return False
             while True:
                 obsolete = f"{self.path}/{OBSOLETE}/{self._names.next()[1]}"
                 try:
@@ -215,24 +172,8 @@ class Normal:
             return False
         except OSError as error:
             raise UnavailableError(f"cannot remove {self.path}/{name}: {reason(error)}") from error
-
-    def touch(self, name: str) -> bool:
-        """Say that we still work on an element that we locked: its lock is new again. False where that had ended.
-
-        Raises:
-            UnavailableError: the file system refuses.
-        """
-        if not self._is_ours(name):
-            return False
-        element = f"{self.path}/{name}"
-        try:
-            os.utime(element)
-            self._held[name] = os.lstat(element).st_mtime_ns
-            return True
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise UnavailableError(f"cannot touch {element}: {reason(error)}") from error
+        finally:
+            self._held.pop(name, None)
 
     def location(self, name: str) -> str:
         """Return the path of an element: a directory of its fields."""
@@ -257,16 +198,7 @@ class Normal:
         Raises:
             UnavailableError: a directory cannot be read, or the file system refuses a lock.
         """
-        for name in self:
-            try:
-                is_locked = self.lock(name)
-            except UnavailableError as error:
-                if refused is None or not isinstance(error.__cause__, PermissionError):
-                    raise
-                refused(str(error))
-                continue
-            if is_locked:
-                yield name
+        return (name for name in self if self._is_taken(name, refused))
 
     def count(self) -> int:
         """Return how many elements there are, locked ones too.
@@ -312,23 +244,29 @@ class Normal:
             if lock_age_s:
                 for name in self:
                     path = f"{self.path}/{name}"
-                    if os.path.lexists(f"{path}/{LOCKED}") and _is_older(path, now - lock_age_s):
-                        locks += _is_gone(f"{path}/{LOCKED}")
+                    if os.path.lexists(path + self.lock_suffix) and _is_older(path, now - lock_age_s):
+                        locks += self._end_lock(path)
         except OSError as error:
             raise UnavailableError(f"cannot purge the queue {self.path}: {reason(error)}") from error
         return temporaries, locks, emptied
 
     def _added(self, contents: dict[str, bytes]) -> str:
-        temporary = self._made_temporary()
+        """Add an element and return its name; "" where a directory vanished meanwhile."""
         try:
-            for field, content in contents.items():
-                self._write(f"{temporary}/{field}", content)
-            if self.durable:
-                files.sync_directory(temporary)
-            return self._placed(temporary)
-        except BaseException:
-            _clear(temporary)
-            raise
+            temporary = self._made_temporary()
+            try:
+                for field, content in contents.items():
+                    self._write(f"{temporary}/{field}", content)
+                if self.durable:
+                    files.sync_directory(temporary)
+                return self._placed(temporary)
+            except BaseException:
+                _clear(temporary)
+                raise
+        except FileNotFoundError:
+            # RACE: another library's purge takes a directory that has no field in it yet, however new it is.
+            os.stat(self.path)
+            return ""
 
     def _encoded(self, data: Mapping[str, Value]) -> dict[str, bytes]:
         if not self.types:
@@ -420,41 +358,38 @@ class Normal:
         simple.make_directory(f"{self.path}/{number:08x}", self.umask)
         return f"{number:08x}"
 
-    def _let_go(self, name: str) -> bool:
-        """Forget our lock on an element; False where it had ended already. Raises as `_is_ours`."""
-        is_ours = self._is_ours(name)
-        self._held.pop(name, None)
-        return is_ours
-
     def _is_ours(self, name: str) -> bool:
-        held = self._held.get(name)
+        element = f"{self.path}/{name}"
         try:
-            element = f"{self.path}/{name}"
-            return (
-                held is not None
-                and os.lstat(element).st_mtime_ns == held
-                and stat.S_ISDIR(os.lstat(f"{element}/{LOCKED}").st_mode)
+            return name in self._held and (
+                os.lstat(element).st_mtime_ns == self._held[name]
+                and stat.S_ISDIR(os.lstat(element + self.lock_suffix).st_mode)
             )
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except OSError as error:
-            raise UnavailableError(f"cannot look at {self.path}/{name}: {reason(error)}") from error
+
+    def _set_time(self, name: str) -> int:
+        os.utime(f"{self.path}/{name}")
+        return os.lstat(f"{self.path}/{name}").st_mtime_ns
+
+    def _end_lock(self, element: str) -> bool:
+        return _is_gone(element + self.lock_suffix)
 
     def _directories(self) -> list[str]:
-        return sorted(name for name in self._listed(self.path) if len(name) == 8 and _HEXADECIMAL.issuperset(name))
+        return sorted(self._named(self.path, 8))
 
     def _elements(self, directory: str) -> list[str]:
-        return [
-            name
-            for name in self._listed(f"{self.path}/{directory}")
-            if len(name) == 14 and _HEXADECIMAL.issuperset(name)
-        ]
+        return self._named(f"{self.path}/{directory}", 14)
 
-    def _listed(self, path: str) -> list[str]:
-        """Return the names of the directories in a directory; nothing where it is gone."""
+    def _named(self, path: str, digits: int) -> list[str]:
+        """Return the names of so many digits that directories in a directory have; nothing where it is gone."""
         try:
             with os.scandir(path) as entries:
-                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+                return [
+                    entry.name
+                    for entry in entries
+                    if simple.is_number(entry.name, digits) and entry.is_dir(follow_symlinks=False)
+                ]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -528,14 +463,15 @@ def _is_older(path: str, when: float) -> bool:
 
 
 def _is_gone(path: str) -> bool:
+    """Remove a lock; False where there is none, or something else of its name."""
     try:
         os.rmdir(path)
         return True
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
-def _clear(path: str) -> None:
+def _clear(path: str, attempts: int = _ATTEMPTS) -> None:
     """Remove an element's directory with what is in it; what another process removes meanwhile is no fault."""
     try:
         with os.scandir(path) as entries:
@@ -550,3 +486,8 @@ def _clear(path: str) -> None:
         os.rmdir(path)
     except FileNotFoundError:
         return
+    except OSError as error:
+        # RACE: who was about to lock it when we renamed it has made his lock here; he finds that it is gone.
+        if error.errno != errno.ENOTEMPTY or not attempts:
+            raise
+        _clear(path, attempts - 1)

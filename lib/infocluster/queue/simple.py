@@ -48,13 +48,12 @@ TEMPORARY = ".tmp"
 LOCK = ".lck"
 
 _DIGITS = "0123456789abcdef"
-_HEXADECIMAL = frozenset(_DIGITS)
 _CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
 _READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
 _DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
-_KIND, _PLAIN = 0o170000, 0o100000
+_KIND, _PLAIN, _FOLDER = 0o170000, 0o100000, 0o040000
 # errno(3); the module of these names is one more to load.
-_ENOENT, _EEXIST, _ENOTDIR, _ENOTEMPTY = 2, 17, 20, 39
+_EPERM, _ENOENT, _EEXIST, _ENOTDIR, _ENOTEMPTY = 1, 2, 17, 20, 39
 # How often a directory may vanish under an addition, taken by a purge, before that is a fault.
 _ATTEMPTS = 100
 # A lock that was made this recently may not have its own time yet; how long to wait for that.
@@ -102,7 +101,135 @@ class Names:
         return self._directory, f"{seconds:08x}{microseconds:05x}{self._digit}"
 
 
-class Simple:
+class Queue:
+    """What the two formats have in common: where a queue is, and which locks this object took.
+
+    A format tells whether a lock is still ours (`_is_ours`), and how one is made new (`_set_time`) and ended.
+
+    Attributes:
+        path: the queue's top directory.
+        umask: the umask of what is made in it.
+        durable: whether an element is on the disk before it is named.
+        lock_suffix: what the path of an element's lock has behind the element's; a lock with a ``/`` is inside.
+    """
+
+    __slots__ = ("_held", "_names", "durable", "path", "umask")
+
+    lock_suffix = LOCK
+
+    def __init__(self, path: str, umask: int | None, durable: bool, names: Names) -> None:
+        self.path = path
+        self.umask = umask
+        self.durable = durable
+        self._names = names
+        # Our locks: name to time, in ns.
+        self._held: dict[str, int] = {}
+
+    def lock(self, name: str) -> bool:
+        """Lock an element; False where somebody else has it, where it is gone, or where it is none.
+
+        Raises:
+            UnavailableError: the file system refuses.
+        """
+        raise NotImplementedError
+
+    def unlock(self, name: str) -> bool:
+        """Give an element back to the next consumer; False where our lock on it had ended already.
+
+        Raises:
+            UnavailableError: the file system refuses.
+        """
+        try:
+            return self._is_ours(name) and self._end_lock(f"{self.path}/{name}")
+        except OSError as error:
+            raise UnavailableError(f"cannot unlock {self.path}/{name}: {reason(error)}") from error
+        finally:
+            self._held.pop(name, None)
+
+    def touch(self, name: str) -> bool:
+        """Say that we still work on an element that we locked: its lock is new again. False where that had ended.
+
+        Raises:
+            UnavailableError: the file system refuses.
+        """
+        try:
+            if not self._is_ours(name):
+                return False
+            self._held[name] = self._set_time(name)
+            return True
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise UnavailableError(f"cannot touch {self.path}/{name}: {reason(error)}") from error
+
+    def take_out(self, name: str, path: str) -> bool:
+        """Move an element that we locked out of the queue, to a path on the same file system.
+
+        Returns:
+            False where it is not locked, or its lock is not the one that we took: the element stays then.
+
+        Raises:
+            UnavailableError: the file system refuses, or there is something at that path; it is locked still.
+        """
+        element = f"{self.path}/{name}"
+        try:
+            if not self._is_ours(name):
+                self._held.pop(name, None)
+                return False
+            if _is_there(path):
+                raise FileExistsError(_EEXIST, posix.strerror(_EEXIST))
+            posix.rename(element, path)
+            self._held.pop(name)
+            self._end_lock(path if self.lock_suffix.startswith("/") else element)
+            return True
+        except OSError as error:
+            raise UnavailableError(f"cannot move {element} to {path}: {reason(error)}") from error
+
+    def _is_taken(self, name: str, refused: "Callable[[str], None] | None") -> bool | None:
+        """Lock an element; None where this user may not, and that was told. Raises as `lock` where nobody is told."""
+        try:
+            return self.lock(name)
+        except UnavailableError as error:
+            if refused is None or not isinstance(error.__cause__, PermissionError):
+                raise
+            refused(str(error))
+            return None
+
+    def _retried(self, what: str, once: "Callable[[], str]") -> str:
+        """Return the name that an addition gives; it gives "" where a purge took a directory from under it.
+
+        Args:
+            what: the file that is added, for a message; "" for a content.
+            once: one try; it leaves nothing behind where it fails.
+
+        Raises:
+            UnavailableError: it could not be added; the cause is the OSError.
+        """
+        try:
+            for _ in range(_ATTEMPTS):
+                name = once()
+                if name:
+                    return name
+            why = "its directories vanish"
+            cause = None
+        except OSError as error:
+            why, cause = reason(error), error
+        raise UnavailableError(f"cannot add {what and what + ' '}to the queue {self.path}: {why}") from cause
+
+    def _is_ours(self, name: str) -> bool:
+        """Tell whether an element has the lock that we took. Raises OSError."""
+        raise NotImplementedError
+
+    def _set_time(self, name: str) -> int:
+        """Let our lock on an element begin now, and return the time that it has, in ns. Raises OSError."""
+        raise NotImplementedError
+
+    def _end_lock(self, element: str) -> bool:
+        """Remove the lock of an element at a path; False where it is gone. Raises OSError."""
+        return _gone(element + self.lock_suffix)
+
+
+class Simple(Queue):
     """One queue. Nothing on the disk is touched before it is used; a queue that is not there yet is empty.
 
     Args:
@@ -114,19 +241,7 @@ class Simple:
         clock: what tells the time, in Unix seconds.
     """
 
-    __slots__ = (
-        "_at",
-        "_at_name",
-        "_held",
-        "_is_exact",
-        "_names",
-        "_open_fd",
-        "_open_name",
-        "_synced",
-        "durable",
-        "path",
-        "umask",
-    )
+    __slots__ = ("_at", "_at_name", "_is_exact", "_open_fd", "_open_name", "_synced")
 
     def __init__(
         self,
@@ -137,14 +252,9 @@ class Simple:
         digit: int | None = None,
         clock: "Callable[[], float]" = time.time,
     ) -> None:
-        self.path = path
-        self.umask = umask
-        self.durable = durable
-        self._names = Names(digit, clock, granularity_s)
+        super().__init__(path, umask, durable, Names(digit, clock, granularity_s))
         self._synced = ""
-        # Our locks: name to time, in ns. Whether the file system keeps a time as we give it, so that there is no
-        # need to ask for it.
-        self._held: dict[str, int] = {}
+        # Whether the file system keeps a time as we give it, so that there is no need to ask for it.
         self._is_exact = False
         self._open_fd = -1
         self._open_name = ""
@@ -160,14 +270,7 @@ class Simple:
         Raises:
             UnavailableError: it could not be added, and nothing of it is left; the cause is the OSError.
         """
-        try:
-            for _ in range(_ATTEMPTS):
-                name = self._added(content)
-                if name:
-                    return name
-        except OSError as error:
-            raise UnavailableError(f"cannot add to the queue {self.path}: {reason(error)}") from error
-        raise UnavailableError(f"cannot add to the queue {self.path}: its directories vanish")
+        return self._retried("", lambda: self._added(content))
 
     def add_path(self, path: str) -> str:
         """Move a file into the queue as it is, with its owner and mode, and return the element's name.
@@ -179,32 +282,7 @@ class Simple:
             BadInputError: it is no plain file.
             UnavailableError: it could not be added; it is where it was then.
         """
-        try:
-            if posix.lstat(path).st_mode & _KIND != _PLAIN:
-                raise BadInputError(f"cannot add {path} to the queue {self.path}: no plain file")
-            if self.durable:
-                fd = posix.open(path, _READ)
-                try:
-                    posix.fsync(fd)
-                finally:
-                    posix.close(fd)
-            for _ in range(_ATTEMPTS):
-                directory, element = self._names.next()
-                made = self._make(directory)
-                try:
-                    element = self._linked(path, None, directory, element, self._open(directory))
-                except FileNotFoundError:  # a purge took the directory, or somebody else the file
-                    element = ""
-                except BaseException:
-                    if made:
-                        self._is_emptied(directory)
-                    raise
-                if element:
-                    return f"{directory}/{element}"
-                posix.lstat(path)
-        except OSError as error:
-            raise UnavailableError(f"cannot add {path} to the queue {self.path}: {reason(error)}") from error
-        raise UnavailableError(f"cannot add {path} to the queue {self.path}: its directories vanish")
+        return self._retried(path, lambda: self._moved(path))
 
     def lock(self, name: str) -> bool:
         """Lock an element.
@@ -214,6 +292,7 @@ class Simple:
 
         Returns:
             Whether it is ours now; False where somebody else has it, where it is gone, or where it is no plain file.
+            A link that took an element's place since it was listed may be locked, and is never followed.
 
         Raises:
             UnavailableError: the file system refuses; with ``fs.protected_hardlinks`` that is so for another user's
@@ -224,7 +303,7 @@ class Simple:
         lock = element + LOCK
         try:
             at = self._at if name[:8] == self._at_name else self._open(name[:8])
-            posix.link(element, lock, src_dir_fd=at, dst_dir_fd=at)
+            posix.link(element, lock, src_dir_fd=at, dst_dir_fd=at, follow_symlinks=False)
         except FileExistsError:
             return False
         except (FileNotFoundError, NotADirectoryError):
@@ -232,7 +311,10 @@ class Simple:
         except OSError as error:
             if _is_no_element(f"{self.path}/{name}"):
                 return False
-            raise UnavailableError(f"cannot lock {self.path}/{name}: {reason(error)}") from error
+            why = "; another user's element has to be ours to read and write (fs.protected_hardlinks)"
+            raise UnavailableError(
+                f"cannot lock {self.path}/{name}: {reason(error)}{why if error.errno == _EPERM else ''}"
+            ) from error
         try:
             # By the element's name, not the lock's: where the element is gone by now, so is what we locked.
             if self._is_exact:
@@ -254,19 +336,6 @@ class Simple:
             return False
         self._held[name] = now_ns
         return True
-
-    def unlock(self, name: str) -> bool:
-        """Give an element back to the next consumer; False where our lock on it had ended already.
-
-        Raises:
-            UnavailableError: the file system refuses.
-        """
-        try:
-            return self._is_ours(name) and _gone(self.location(name))
-        except OSError as error:
-            raise UnavailableError(f"cannot unlock {self.path}/{name}: {reason(error)}") from error
-        finally:
-            self._held.pop(name, None)
 
     def get(self, name: str) -> bytes | None:
         """Return the content of an element that we locked; None where our lock on it has ended.
@@ -303,28 +372,6 @@ class Simple:
         """Return the path of an element that is locked, for a program that reads files."""
         return f"{self.path}/{name}{LOCK}"
 
-    def take_out(self, name: str, path: str) -> bool:
-        """Move an element that we locked out of the queue, to a path on the same file system.
-
-        Returns:
-            False where it is not locked, or its lock is not the one that we took: the element stays then.
-
-        Raises:
-            UnavailableError: the file system refuses, or there is something at that path; it is locked still.
-        """
-        try:
-            if not self._is_ours(name):
-                self._held.pop(name, None)
-                return False
-            if _is_there(path):
-                raise FileExistsError(_EEXIST, posix.strerror(_EEXIST))
-            posix.rename(f"{self.path}/{name}", path)
-            self._held.pop(name)
-            _gone(self.location(name))
-            return True
-        except OSError as error:
-            raise UnavailableError(f"cannot move {self.path}/{name} to {path}: {reason(error)}") from error
-
     def remove(self, name: str) -> bool:
         """Remove an element that we locked, for good.
 
@@ -358,22 +405,6 @@ class Simple:
             return False
         except OSError as error:
             raise UnavailableError(f"cannot remove {self.path}/{name}: {reason(error)}") from error
-
-    def touch(self, name: str) -> bool:
-        """Say that we still work on an element that we locked: its lock is new again. False where that had ended.
-
-        Raises:
-            UnavailableError: the file system refuses.
-        """
-        try:
-            if not self._is_ours(name):
-                return False
-            self._held[name] = self._set_time(name)
-            return True
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise UnavailableError(f"cannot touch {self.path}/{name}: {reason(error)}") from error
 
     def __iter__(self) -> "Iterator[str]":
         """Yield the names of the elements in their order, locked ones too; a directory as it is when its turn comes.
@@ -430,15 +461,10 @@ class Simple:
                     place += 1
                     seen.add(element)
                     name = f"{directory}/{element}"
-                    try:
-                        is_locked = self.lock(name)
-                    except UnavailableError as error:
-                        if refused is None or not isinstance(error.__cause__, PermissionError):
-                            raise
-                        refused(str(error))
-                        continue
-                    if is_locked:
+                    is_ours = self._is_taken(name, refused)
+                    if is_ours:
                         yield name
+                    if is_ours is not False:
                         continue
                     # Who took this one takes the next ones too: leave them, and go on further down.
                     is_shared = True
@@ -485,7 +511,7 @@ class Simple:
                         status = posix.lstat(path)
                     except FileNotFoundError:
                         continue
-                    if status.st_mtime >= now - ages[suffix]:
+                    if status.st_mtime >= now - ages[suffix] or status.st_mode & _KIND == _FOLDER:
                         continue
                     if suffix == LOCK and status.st_ctime > now - _YOUNG_S:
                         young.append((path, status.st_mtime_ns))
@@ -505,8 +531,30 @@ class Simple:
             raise UnavailableError(f"cannot purge the queue {self.path}: {reason(error)}") from error
         return removed[TEMPORARY], removed[LOCK], emptied
 
-    def _added(self, content: bytes) -> str | None:
-        """Add an element and return its name; None where its directory vanished meanwhile."""
+    def _moved(self, path: str) -> str:
+        """Give a file an element's name instead of its own, and return that; "" where the directory vanished."""
+        if posix.lstat(path).st_mode & _KIND != _PLAIN:
+            raise BadInputError(f"cannot add {path} to the queue {self.path}: no plain file")
+        if self.durable:
+            fd = posix.open(path, _READ)
+            try:
+                posix.fsync(fd)
+            finally:
+                posix.close(fd)
+        directory, element = self._names.next()
+        made = self._make(directory)
+        try:
+            element = self._linked(path, None, directory, element, self._open(directory))
+        except FileNotFoundError:  # a purge took the directory
+            return ""
+        except BaseException:
+            if made:
+                self._is_emptied(directory)
+            raise
+        return element and f"{directory}/{element}"
+
+    def _added(self, content: bytes) -> str:
+        """Add an element and return its name; "" where its directory vanished meanwhile."""
         directory, name = self._names.next()
         temporary = name + TEMPORARY
         made = looked = False
@@ -522,7 +570,7 @@ class Simple:
                 except FileNotFoundError:
                     self._leave()
                     if looked:  # a purge took it before we could use it
-                        return None
+                        return ""
                     looked, made = True, self._make(directory)
             try:
                 try:
@@ -558,7 +606,7 @@ class Simple:
         """
         while True:
             try:
-                posix.link(path, name, src_dir_fd=beside, dst_dir_fd=at)
+                posix.link(path, name, src_dir_fd=beside, dst_dir_fd=at, follow_symlinks=False)
                 break
             except FileExistsError:
                 name = self._names.next()[1]
@@ -658,9 +706,7 @@ class Simple:
     def _directories(self) -> "list[str]":
         """Return the names of the intermediate directories, in order."""
         try:
-            return sorted(
-                name for name in posix.listdir(self.path) if len(name) == 8 and _HEXADECIMAL.issuperset(name)
-            )
+            return sorted(name for name in posix.listdir(self.path) if is_number(name, 8))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -694,7 +740,7 @@ class Simple:
         return [
             (f"{self.path}/{directory}/{name}", name[14:])
             for name in names
-            if len(name) == 18 and name[14:] in (TEMPORARY, LOCK) and _HEXADECIMAL.issuperset(name[:14])
+            if name[14:] in (TEMPORARY, LOCK) and is_number(name[:14], 14)
         ]
 
 
@@ -778,11 +824,14 @@ def purge_unfinished(top: str, before: float) -> int:
     return removed
 
 
+def is_number(text: str, digits: int) -> bool:
+    """Tell whether a text consists of so many hexadecimal digits, in small letters."""
+    return len(text) == digits and not text.strip(_DIGITS)
+
+
 def is_name(text: str) -> bool:
     """Tell whether a text is the name of an element, such as ``6b0365e0/6b0365e03d090b``."""
-    return (
-        len(text) == 23 and text[8] == "/" and _HEXADECIMAL.issuperset(text[:8]) and _HEXADECIMAL.issuperset(text[9:])
-    )
+    return text[8:9] == "/" and is_number(text[:8], 8) and is_number(text[9:], 14)
 
 
 def _gone(path: str, beside: int | None = None) -> bool:

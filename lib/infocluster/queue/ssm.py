@@ -78,9 +78,7 @@ def split(content: bytes, limit_bytes: int = LIMIT_BYTES) -> list[bytes]:
     records = [record.strip(b"\n") for record in (b"\n" + body + b"\n").split(b"\n" + SEPARATOR + b"\n")]
     messages: list[bytes] = []
     message = b""
-    for record in records:
-        if not record:
-            continue
+    for record in filter(None, records):
         block = record + b"\n" + SEPARATOR + b"\n"
         if len(head) + 1 + len(block) > limit_bytes:
             raise BadInputError(
@@ -90,4 +88,8 @@ def split(content: bytes, limit_bytes: int = LIMIT_BYTES) -> list[bytes]:
             messages.append(message)
             message = b""
         message = (message or head + b"\n") + block
+    if not message:
+        raise BadInputError(
+            f"cannot split the message: its {len(content)} bytes hold no record behind the first line"
+        )
     return [*messages, message]
