@@ -35,7 +35,7 @@ from infocluster.apps.agents import Class
 from infocluster.apps.survey import SUMMARY
 from infocluster.config import Settings
 from infocluster.cron.command import Run
-from infocluster.gather import collect, cursor, fold, marks
+from infocluster.gather import collect, cursor, fold, marks, slices
 from infocluster.publish import place
 from infocluster.push import servers
 from infocluster.report import findings, tables
@@ -136,7 +136,7 @@ def work(run: Run) -> str:
             run.fault(fault)
         size = sum(part.end - part.start for part in found.parts)
         known = agents.known(position.db)
-        if gather["engine"] == "local" and size > fold.SLICE_BYTES and not known:
+        if gather["engine"] == "local" and size > slices.SLICE_BYTES and not known:
             agents.classify("load the rules once, before the workers are forked")
         with run.progress("reading", size, "bytes") as advance:
             folded = fold.run(VisitCount(known), found.parts, gather, advance)
