@@ -79,7 +79,7 @@ class Run:
         _put(sys.stderr, f"{self.program}: {_shown(line)}\n")
 
 
-def run(handler: str, alone: bool = True, looks: "tuple[str, ...]" = ()) -> "NoReturn":
+def run(handler: str, alone: bool = True, looks: "tuple[str, ...]" = (), keeps: bool = True) -> "NoReturn":
     """Run a program to its end, and leave.
 
     Args:
@@ -87,6 +87,8 @@ def run(handler: str, alone: bool = True, looks: "tuple[str, ...]" = ()) -> "NoR
         alone: whether there may be one run of this program at a time. The lock is the file owner's; a program
             that another user runs takes its own.
         looks: options, by name in small letters, with which it changes nothing and runs beside another one.
+        keeps: whether it keeps anything in the state directory, which is then made where it is missing. What root
+            makes there is not the file owner's.
 
     Returns:
         Never.
@@ -95,7 +97,7 @@ def run(handler: str, alone: bool = True, looks: "tuple[str, ...]" = ()) -> "NoR
     program = os.path.basename(sys.argv[0])
     status = EX_SOFTWARE
     try:
-        status = _told(program) if usage.asked(sys.argv[1:]) else _ended(program, handler, alone, looks)
+        status = _told(program) if usage.asked(sys.argv[1:]) else _ended(program, handler, alone, looks, keeps)
     except InfoclusterError as error:
         _put(sys.stderr, f"{program}: {_shown(str(error))}\n")
         status = error.exit_status
@@ -124,7 +126,7 @@ def _told(program: str) -> int:
     return EX_OK
 
 
-def _ended(program: str, handler: str, alone: bool, looks: "tuple[str, ...]") -> int:
+def _ended(program: str, handler: str, alone: bool, looks: "tuple[str, ...]", keeps: bool) -> int:
     """Do the work and return the exit status."""
     declared = usage.of(_manual())
     try:
@@ -137,7 +139,8 @@ def _ended(program: str, handler: str, alone: bool, looks: "tuple[str, ...]") ->
     from infocluster import config
 
     settings = config.load()
-    lock = _locked(program, settings["site"]["state_dir"], alone and not any(arguments[name] for name in looks))
+    alone = alone and not any(arguments[name] for name in looks)
+    lock = _locked(program, settings["site"]["state_dir"], alone) if keeps else None
     try:
         from infocluster.cron import progress
 
