@@ -105,6 +105,16 @@ def test_torn_line_and_odd_name_are_reported_and_the_rest_counted(site: Site) ->
     assert "old.jsonl" in done.stderr
 
 
+def test_day_of_a_server_whose_clock_was_wrong_is_counted_and_stops_nothing(site: Site) -> None:
+    visit(site, "web1", FIREFOX)
+    (segment,) = site.gather("web1").glob("survey/*")
+    for day in ("1970-01-01", "9998-12-31"):
+        segment.with_name(f"{day}.jsonl").write_bytes(segment.read_bytes())
+    assert site.batch("survey-nightly").returncode == 0
+    assert numbers(site)["visits"] == 3
+    assert "1970-01-01" in (site.production / "world/survey/index.html").read_text()
+
+
 def test_segment_that_lost_its_end_is_mended_as_its_manual_says(site: Site) -> None:
     for _ in range(3):
         visit(site, "web1", FIREFOX)
