@@ -99,9 +99,9 @@ def bars(
 def days(title: str, series: Sequence[tuple[str, Sequence[tuple[str, int]]]], key: str = "") -> str:
     """Return a picture of counts by day: a column a day, the series on top of each other.
 
-    Days between the first and the last that no series names count as 0. Where they are `DAYS_LIMIT` apart or more, as
-    many are drawn as that, those that most of the named ones are among, or the later ones of equals: after eleven years
-    the last ones, and a day that came from a server with a wrong clock hides no others.
+    Days between the first and the last that no series names count as 0. Where those two are `DAYS_LIMIT` apart or
+    more, only so many days are drawn: the ones that most of the named days are among, or of equals the later ones. So
+    the last eleven years are seen, and a day that came from a server with a wrong clock hides no others.
 
     Args:
         title: what is counted.
