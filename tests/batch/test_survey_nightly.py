@@ -151,6 +151,23 @@ def test_missing_server_is_reported_and_caught_up(site: Site) -> None:
     assert numbers(site)["visits"] == 3
 
 
+def test_place_that_is_missing_is_told_once_by_its_path(site: Site) -> None:
+    site.configure('[site]\nproduction_dir = "none"\n[gather]\ngather_dir = "nothing"\n')
+    done = site.batch("survey-nightly")
+    assert done.returncode == 75
+    assert done.stderr.count(f"cannot read {site.root}/nothing: No such file or directory") == 1
+    assert f"cannot publish gather/marks: {site.root}/none: No such file or directory" in done.stderr
+
+
+def test_pages_at_the_top_of_a_tree_are_linked_at_the_top_of_the_site(site: Site) -> None:
+    site.configure('[survey]\ndirectory = "world"\n')
+    site.protect("world", "*.json\n*.html\n*.csv\n")
+    visit(site, "web1", FIREFOX)
+    assert site.batch("survey-nightly").returncode == 0
+    assert '<a href="/">All numbers' in (site.production / "world/summary.html").read_text()
+    assert "http://localhost/\n" in site.batch("mail-report", "-show").stdout
+
+
 def test_directory_that_no_rule_protects_is_refused_and_published_once_it_is(site: Site) -> None:
     site.protect("world/survey", "*.json\n")
     visit(site, "web1", FIREFOX)

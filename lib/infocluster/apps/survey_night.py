@@ -131,7 +131,7 @@ def work(run: Run) -> str:
         # Both stores, whichever is in use: a change from one to the other loses nothing.
         queued = collect.look(queue, before)
         found.parts += queued.parts
-        found.faults += queued.faults
+        found.faults += [fault for fault in queued.faults if fault not in found.faults]
         for fault in found.faults:
             run.fault(fault)
         size = sum(part.end - part.start for part in found.parts)
@@ -266,8 +266,14 @@ def _values(position: cursor.Cursor, settings: Settings, period: str, every: lis
         "days": [[day, n.get(PEOPLE, 0), n.get(BOTS, 0)] for day, n in days.items()],
         "periods": _links(every),
         "files": [[f"{name}.json", "the same numbers as JSON"], [f"{name}.csv", "as CSV"]],
-        "address": f"/{survey['directory'].partition('/')[2]}/",
+        "address": _address(settings),
     }
+
+
+def _address(settings: Settings) -> str:
+    """Return where visitors find the pages, on the site that serves their tree."""
+    below = settings["survey"]["directory"].partition("/")[2]
+    return f"/{below}/" if below else "/"
 
 
 def _links(every: list[str]) -> dict[str, list[list[str]]]:
@@ -337,6 +343,6 @@ def _tell(position: cursor.Cursor, settings: Settings, summary: str, faults: lis
                 },
             ],
             "faults": faults,
-            "links": [site["url"].rstrip("/") + "/" + survey["directory"].partition("/")[2] + "/"],
+            "links": [site["url"].rstrip("/") + _address(settings)],
         },
     )
