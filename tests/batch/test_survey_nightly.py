@@ -160,12 +160,14 @@ def test_place_that_is_missing_is_told_once_by_its_path(site: Site) -> None:
 
 
 def test_pages_at_the_top_of_a_tree_are_linked_at_the_top_of_the_site(site: Site) -> None:
-    site.configure('[survey]\ndirectory = "world"\n')
+    site.configure('[survey]\ndirectory = "world"\ntop = 1\n')
     site.protect("world", "*.json\n*.html\n*.csv\n")
-    visit(site, "web1", FIREFOX)
+    for agent in (FIREFOX, FIREFOX, CHROME, ""):
+        visit(site, "web1", agent)
     assert site.batch("survey-nightly").returncode == 0
     assert '<a href="/">All numbers' in (site.production / "world/summary.html").read_text()
-    assert "http://localhost/\n" in site.batch("mail-report", "-show").stdout
+    letter = site.batch("mail-report", "-show").stdout
+    assert "http://localhost/\n" in letter and re.search(r"Firefox +2\n +2 more +2\n", letter)
 
 
 def test_directory_that_no_rule_protects_is_refused_and_published_once_it_is(site: Site) -> None:

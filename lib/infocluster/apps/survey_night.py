@@ -328,6 +328,9 @@ def _tell(position: cursor.Cursor, settings: Settings, summary: str, faults: lis
         for day, n in tables.by_day(db, tables.ALWAYS, VISITS).items()
     ][-7:]
     top = tables.table(db, tables.ALWAYS, "browser", survey["top"])
+    browser_rows = [[name, str(n)] for name, n in top.rows]
+    if top.rest_names:
+        browser_rows.append([f"{top.rest_names:,} more", str(top.rest)])
     findings.leave(
         site["state_dir"],
         "survey-nightly",
@@ -339,7 +342,7 @@ def _tell(position: cursor.Cursor, settings: Settings, summary: str, faults: lis
                 {
                     "title": "Browsers, all visits",
                     "head": ["browser", "visits"],
-                    "rows": [[name, str(n)] for name, n in top.rows],
+                    "rows": browser_rows,
                 },
             ],
             "faults": faults,
