@@ -165,9 +165,14 @@ def _manual() -> str:
 
 
 def _locked(program: str, state_dir: str, alone: bool) -> "filelock.BaseFileLock | None":  # type: ignore[name-defined] # noqa: F821
-    """Make the state directory where it is missing, and take the program's lock if it wants one."""
+    """Make the state directory where it is missing, and take the program's lock if it wants one.
+
+    Raises:
+        RefusedError: root would leave files in the file owner's state directory.
+        UnavailableError: the lock is held, or cannot be made.
+    """
     from infocluster import files
-    from infocluster.errors import UnavailableError
+    from infocluster.errors import RefusedError, UnavailableError
     from infocluster.locks import lockfile
 
     locks_dir = state_dir + "/locks"
@@ -175,6 +180,11 @@ def _locked(program: str, state_dir: str, alone: bool) -> "filelock.BaseFileLock
         # What is missing above belongs to others too: the mode for the owner alone begins here.
         files.make_directories(os.path.dirname(state_dir))
         files.make_directories(state_dir, DIRECTORY_MODE)
+        if alone and os.geteuid() == 0 and (owner := os.stat(state_dir).st_uid):
+            # What root leaves there, its owner could not read, nor go on with.
+            raise RefusedError(
+                f"cannot run as root: {state_dir} is another's; type: sudo -u '#{owner}' {sys.argv[0]}"
+            )
         if alone:
             files.make_directories(locks_dir, DIRECTORY_MODE)
     except OSError as error:
