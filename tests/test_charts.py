@@ -158,6 +158,7 @@ def test_dates_below_never_crowd(span: int) -> None:
         left = at - wide if part.get("text-anchor") == "end" else at - wide / 2
         assert left >= ends
         ends = left + wide
+        assert ends <= room
 
 
 @pytest.mark.parametrize(
@@ -182,13 +183,26 @@ def test_nothing_counted_is_said() -> None:
         assert texts(assert_static(svg), "chart-axis") == ["Nothing was counted."]
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["1970-01-01", "1970-01-02"], "3 days, 2026-11-20 to 2026-11-22. People: 15, the most on 2026-11-20 (5)."),
+        (["2099-01-01"], "3 days, 2026-11-20 to 2026-11-22. People: 15, the most on 2026-11-20 (5)."),
+        (["2015-12-11", "2015-12-12"], "4000 days, 2015-12-11 to 2026-11-22."),
+        (["2015-12-10", "2015-12-09", "2015-12-08"], "3 days, 2026-11-20 to 2026-11-22."),
+    ],
+)
+def test_days_too_far_apart_are_drawn_as_far_as_most_of_them_go(more: list[str], told: str) -> None:
+    line = [(day, 5) for day in ["2026-11-20", "2026-11-21", "2026-11-22", *more]]
+    root = assert_static(charts.days("Visits", [("People", line)]))
+    assert str(root.findtext(f"{NS}desc")).startswith(told)
+
+
 def test_what_cannot_be_drawn_is_an_error() -> None:
     with pytest.raises(BadInputError, match="a count is -1"):
         charts.bars("t", [("a", -1)])
     with pytest.raises(BadInputError, match=r"'22\.11\.2026' is no day"):
         charts.days("t", [("a", [("22.11.2026", 1)])])
-    with pytest.raises(BadInputError, match="at most 4000"):
-        charts.days("t", [("a", [("1001-01-01", 1), ("2026-11-22", 1)])])
 
 
 def test_course_goes_from_the_lowest_to_the_highest_and_tells_its_ends() -> None:

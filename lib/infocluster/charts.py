@@ -33,7 +33,7 @@ from infocluster.errors import BadInputError
 SVG = "http://www.w3.org/2000/svg"
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 DAYS_LIMIT = 4000
-"""Days from the first to the last that `days` draws."""
+"""Days from the first to the last that `days` draws at most."""
 
 # Pixels.
 _ROW, _ROW_TEXT, _ROW_BAR, _BAR = 36, 14, 21, 8
@@ -99,7 +99,9 @@ def bars(
 def days(title: str, series: Sequence[tuple[str, Sequence[tuple[str, int]]]], key: str = "") -> str:
     """Return a picture of counts by day: a column a day, the series on top of each other.
 
-    Days between the first and the last that no series names count as 0.
+    Days between the first and the last that no series names count as 0. Where those two are `DAYS_LIMIT` apart or
+    more, only so many days are drawn: the ones that most of the named days are among, or of equals the later ones. So
+    the last eleven years are seen, and a day that came from a server with a wrong clock hides no others.
 
     Args:
         title: what is counted.
@@ -110,8 +112,7 @@ def days(title: str, series: Sequence[tuple[str, Sequence[tuple[str, int]]]], ke
         An ``<svg>`` element, ASCII.
 
     Raises:
-        BadInputError: a count is negative, a day is none, or there are more than `DAYS_LIMIT` days between the
-            first and the last.
+        BadInputError: a count is negative, or a day is none.
     """
     named = [(_clean(name), {_day(day, title): _count(n, title) for day, n in counts}) for name, counts in series]
     present = sorted({day for _, counts in named for day in counts})
@@ -119,14 +120,15 @@ def days(title: str, series: Sequence[tuple[str, Sequence[tuple[str, int]]]], ke
         root = _picture("days", _ROW, title, "Nothing was counted.", repr((series, key)))
         _text(root, "0", _ROW_TEXT, "Nothing was counted.", "chart-axis")
         return _ascii(root)
-    first, span = present[0], (present[-1] - present[0]).days + 1
-    if span > DAYS_LIMIT:
-        raise BadInputError(f"cannot draw {names.shown(title)}: {span} days, at most {DAYS_LIMIT} are drawn")
+    drawn = _together(present)
+    first, span = drawn[0], (drawn[-1] - drawn[0]).days + 1
     line = [first + timedelta(days=place) for place in range(span)]
     columns = [(name, [counts.get(day, 0) for day in line]) for name, counts in named]
     legend = _legend(columns) if len(columns) > 1 else []
     above = _ABOVE + (_LEGEND * (legend[-1][2] + 1) if legend else 0)
-    root = _picture("days", above + _PLOT + _AXIS, title, _told(line, columns), repr((series, key)))
+    root = _picture(
+        "days", above + _PLOT + _AXIS, title, _told(line, columns, len(present) - len(drawn)), repr((series, key))
+    )
     for place, (name, left, row) in enumerate(legend):
         swatch = f"chart-swatch chart-series-{place % _SERIES_COLOURS + 1}"
         _rectangle(root, left, row * _LEGEND + 2, 12, 12, swatch, place)
@@ -155,7 +157,8 @@ def days(title: str, series: Sequence[tuple[str, Sequence[tuple[str, int]]]], ke
         _steps(plot, columns, top)
     for place, label in _dates(line):
         at = _GUTTER + (100 - _GUTTER) * (before + place + 0.5) / places
-        x, anchor = (f"{_short(at)}%", "middle") if at < 94 else ("100%", "end")
+        # A label near the edge ends a little behind its day, so that all of it is seen on a phone.
+        x, anchor = (f"{_short(at)}%", "middle") if at < 88 else (f"{_short(min(at + 4, 100))}%", "end")
         _text(root, x, above + _PLOT + 17, label, "chart-axis", anchor)
     return _ascii(root)
 
@@ -326,7 +329,18 @@ def _day_label(day: date) -> str:
     return f"{day.day} {MONTHS[day.month - 1]}"
 
 
-def _told(line: list[date], columns: Sequence[tuple[str, list[int]]]) -> str:
+def _together(present: list[date]) -> list[date]:
+    """Return the most of these days, which are in order, that are not more than `DAYS_LIMIT` apart."""
+    best, start = (0, 0), 0
+    for place, day in enumerate(present):
+        while (day - present[start]).days >= DAYS_LIMIT:
+            start += 1
+        best = max(best, (place - start + 1, place))
+    count, last = best
+    return present[last - count + 1 : last + 1]
+
+
+def _told(line: list[date], columns: Sequence[tuple[str, list[int]]], left_out: int) -> str:
     if len(line) == 1:
         sums = "; ".join(f"{name}: {counts[0]:,}" for name, counts in columns)
         return f"{line[0].isoformat()}. {sums}."
@@ -334,6 +348,8 @@ def _told(line: list[date], columns: Sequence[tuple[str, list[int]]]) -> str:
     for name, counts in columns:
         most = max(counts)
         parts.append(f"{name}: {sum(counts):,}, the most on {line[counts.index(most)].isoformat()} ({most:,}).")
+    if left_out:
+        parts.append(f"{left_out:,} other day{'s' * (left_out > 1)} are not drawn.")
     return " ".join(parts)
 
 

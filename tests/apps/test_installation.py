@@ -240,11 +240,6 @@ def test_checkout_finds_its_packages_with_any_python() -> None:
     assert "/build/venv/" in done.stdout
 
 
-def test_extras_that_are_missing_are_told() -> None:
-    with pytest.raises(ConfigError, match="cannot install the extra 'nonsense'"):
-        installation.packages(str(ROOT), ("nonsense",))
-
-
 def test_interpreter_is_never_a_script_or_of_an_environment(tmp_path: Path) -> None:
     plain = installation.interpreter(SYSTEM_PYTHON)
     assert plain.path == SYSTEM_PYTHON and plain.tag == sys.implementation.cache_tag
@@ -259,10 +254,24 @@ def test_interpreter_is_never_a_script_or_of_an_environment(tmp_path: Path) -> N
         installation.interpreter("/bin/true")
 
 
-def test_place_with_a_blank_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="takes no blanks"):
-        python = installation.interpreter(SYSTEM_PYTHON)
-        installation.install(str(ROOT), str(tmp_path / "a b"), "", python, (), print)
+def test_what_cannot_be_installed_is_refused_before_anything_is_changed(tmp_path: Path) -> None:
+    python = installation.interpreter(SYSTEM_PYTHON)
+    source = tmp_path / "top/checkout"
+    shutil.copytree(ROOT / "batch", source / "batch", symlinks=True)
+    shutil.copy(ROOT / "pyproject.toml", source)
+    (tmp_path / "link").symlink_to(source)
+    for place, extras, why in (
+        (tmp_path / "a b", (), "takes no blanks"),
+        (tmp_path / "new", ("nonsense",), "cannot install the extra 'nonsense'"),
+        (source, (), "the checkout is there"),
+        (source.parent, (), "the checkout is there"),
+        (tmp_path / "link", (), "the checkout is there"),
+        (Path("/"), (), "the checkout is there"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            installation.install(str(source), str(place), "", python, extras, print)
+    assert sorted(os.listdir(tmp_path)) == ["link", "top"] and os.listdir(source.parent) == ["checkout"]
+    assert (source / "batch/locks").read_bytes() == (ROOT / "batch/locks").read_bytes()
 
 
 def test_door_that_is_none_is_refused(tmp_path: Path) -> None:

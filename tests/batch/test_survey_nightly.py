@@ -105,6 +105,16 @@ def test_torn_line_and_odd_name_are_reported_and_the_rest_counted(site: Site) ->
     assert "old.jsonl" in done.stderr
 
 
+def test_day_of_a_server_whose_clock_was_wrong_is_counted_and_stops_nothing(site: Site) -> None:
+    visit(site, "web1", FIREFOX)
+    (segment,) = site.gather("web1").glob("survey/*")
+    for day in ("1970-01-01", "9998-12-31"):
+        segment.with_name(f"{day}.jsonl").write_bytes(segment.read_bytes())
+    assert site.batch("survey-nightly").returncode == 0
+    assert numbers(site)["visits"] == 3
+    assert "1970-01-01" in (site.production / "world/survey/index.html").read_text()
+
+
 def test_segment_that_lost_its_end_is_mended_as_its_manual_says(site: Site) -> None:
     for _ in range(3):
         visit(site, "web1", FIREFOX)
@@ -139,6 +149,25 @@ def test_missing_server_is_reported_and_caught_up(site: Site) -> None:
     away.rename(site.root / "var/gather/web2")
     assert site.batch("survey-nightly").returncode == 0
     assert numbers(site)["visits"] == 3
+
+
+def test_place_that_is_missing_is_told_once_by_its_path(site: Site) -> None:
+    site.configure('[site]\nproduction_dir = "none"\n[gather]\ngather_dir = "nothing"\n')
+    done = site.batch("survey-nightly")
+    assert done.returncode == 75
+    assert done.stderr.count(f"cannot read {site.root}/nothing: No such file or directory") == 1
+    assert f"cannot publish gather/marks: {site.root}/none: No such file or directory" in done.stderr
+
+
+def test_pages_at_the_top_of_a_tree_are_linked_at_the_top_of_the_site(site: Site) -> None:
+    site.configure('[survey]\ndirectory = "world"\ntop = 1\n')
+    site.protect("world", "*.json\n*.html\n*.csv\n")
+    for agent in (FIREFOX, FIREFOX, CHROME, ""):
+        visit(site, "web1", agent)
+    assert site.batch("survey-nightly").returncode == 0
+    assert '<a href="/">All numbers' in (site.production / "world/summary.html").read_text()
+    letter = site.batch("mail-report", "-show").stdout
+    assert "http://localhost/\n" in letter and re.search(r"Firefox +2\n +2 more +2\n", letter)
 
 
 def test_directory_that_no_rule_protects_is_refused_and_published_once_it_is(site: Site) -> None:

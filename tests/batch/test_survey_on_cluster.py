@@ -136,7 +136,7 @@ def test_check_site_asks_the_cluster(site: Site, tmp_path: Path) -> None:
         (tmp_path / "infocluster/__init__.py").write_text("")
         running.worker("stranger", path=str(tmp_path))
         state, (fault,) = found()
-        assert state == "1 faults" and "cannot use its infocluster: No module named" in fault
+        assert state == "1 fault" and "cannot use its infocluster: No module named" in fault
     state, (fault,) = found()
     assert f"cannot reach the scheduler at {running.address}" in fault
 

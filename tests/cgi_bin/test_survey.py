@@ -40,6 +40,16 @@ def test_visit_is_noted_and_the_published_summary_shown(site: Site) -> None:
     assert not records(site, "web2")
 
 
+@pytest.mark.parametrize("door", sorted(path.name for path in (ROOT / "cgi-bin").iterdir()))
+def test_manual_is_for_a_person_at_a_shell_and_not_for_visitors(site: Site, door: str) -> None:
+    program = [sys.executable, "-IS", str(ROOT / "cgi-bin" / door), "--help"]
+    shown = subprocess.run(program, env={}, capture_output=True, check=True)
+    assert shown.stdout.decode().startswith(f"{door} - ") and b"\nExit status: " in shown.stdout
+    visitor = site.environment(GATEWAY_INTERFACE="CGI/1.1", REQUEST_METHOD="GET")
+    asked = subprocess.run(program, env=visitor, capture_output=True, check=True)
+    assert b"Content-Type: " in asked.stdout and b"Exit status: " not in asked.stdout
+
+
 def test_before_the_first_night_the_visitor_is_told_so(site: Site) -> None:
     reply = site.cgi("survey.cgi", HTTP_USER_AGENT="x")
     assert reply.status == 200

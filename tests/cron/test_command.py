@@ -179,6 +179,17 @@ def test_state_directory_is_made_for_its_owner_alone_and_what_is_above_it_for_al
     assert modes == [0o755, 0o750, 0o750]
 
 
+@pytest.mark.root
+def test_root_leaves_nothing_in_the_state_directory_of_another(job: Job) -> None:
+    state = job.root / "var/state"
+    state.mkdir(parents=True)
+    os.chown(state, 65534, 65534)
+    status, output, errors = job.write().run()
+    assert (status, output) == (77, "") and f"{state} is another's; type: sudo -u '#65534' " in errors
+    assert list(state.iterdir()) == []
+    assert job.write(alone=False).run()[0] == 0
+
+
 TIDY = (
     "    try:\n        run.say('in')\n        sys.stdin.readline()\n"
     "    finally:\n        open('tidied', 'w').close()\n"

@@ -84,6 +84,8 @@ def main() -> int:
         agents = agents_of(asked.hits) if asked.hits else published_agents()
     except OSError as error:
         usage.error(f"cannot read {asked.hits}: {error.strerror}")
+    if not agents:
+        usage.error(f"cannot replay {asked.hits}: there is no visit in it")
     with ExitStack() as open_now:
         mail = open_now.enter_context(mailserver.running())
         lay_out(tree, mail.port)
@@ -240,4 +242,7 @@ def published_agents() -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -15,7 +15,7 @@ from conftest import ROOT
 from dask_cluster import Cluster, Killed
 from gather.line_count import Faulty, LineCount
 from infocluster.errors import ConfigError, UnavailableError
-from infocluster.gather import cluster, collect, fold
+from infocluster.gather import cluster, collect, fold, slices
 from infocluster.gather.collect import Part
 
 # One cluster for all tests that only ask it: workers take seconds to start.
@@ -65,8 +65,8 @@ def write(top: Path, server: str, lines: list[bytes]) -> Path:
 def test_every_line_is_counted_once_in_whatever_slices(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fold, "SLICE_BYTES", 5000)
-    monkeypatch.setattr(fold, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(slices, "SLICE_BYTES", 5000)
+    monkeypatch.setattr(slices, "BLOCK_BYTES", 700)
     expected: Counter[bytes] = Counter()
     for server in range(3):
         lines = [b"%d" % (number % 97) * (number % 50) for number in range(2000)]
@@ -82,7 +82,7 @@ def test_every_line_is_counted_once_in_whatever_slices(
 def test_file_that_fails_half_way_is_left_out_whole(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fold, "SLICE_BYTES", 1000)
+    monkeypatch.setattr(slices, "SLICE_BYTES", 1000)
     write(tmp_path, "web1", [b"one"] * 1000)
     shrinks = write(tmp_path, "web2", [b"two"] * 1000)
     parts = parts_of(tmp_path)
@@ -121,8 +121,8 @@ def test_small_files_go_together_and_none_is_lost(
 def test_worker_killed_in_mid_run_changes_nothing(
     tmp_path: Path, begun: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fold, "SLICE_BYTES", 2000)
-    monkeypatch.setattr(fold, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(slices, "SLICE_BYTES", 2000)
+    monkeypatch.setattr(slices, "BLOCK_BYTES", 500)
     expected = many_lines(tmp_path / "gather")
     killed = Killed(tmp_path)
     with dask_cluster.started(tmp_path / "dask", workers=0) as running:
@@ -233,8 +233,8 @@ def test_fault_of_the_job_is_the_callers(tmp_path: Path, shared: Cluster) -> Non
 
 
 def test_process_killed_on_this_host_is_a_failure_for_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold, "SLICE_BYTES", 1000)
+    monkeypatch.setattr(slices, "SLICE_BYTES", 1000)
     many_lines(tmp_path)
-    monkeypatch.setattr(fold, "_blocks", lambda part: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(slices, "_blocks", lambda part: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UnavailableError, match="was killed"):
         fold.run(LineCount(), parts_of(tmp_path), local(2))

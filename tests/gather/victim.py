@@ -10,10 +10,10 @@ import os
 import signal
 from collections.abc import Iterator
 
-from infocluster.gather import fold
+from infocluster.gather import slices
 from infocluster.gather.collect import Part
 
-_blocks = fold._blocks
+_blocks = slices._blocks
 _begun = 0
 
 
@@ -30,4 +30,4 @@ def _held(part: Part) -> Iterator[bytes]:
     return _blocks(part)
 
 
-fold._blocks = _held
+slices._blocks = _held

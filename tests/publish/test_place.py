@@ -251,6 +251,12 @@ def test_unprotected_name_is_refused_with_the_line_to_add(site, conf):
     # What it says is enough.
     site.protect("world/survey", "index.html\n[[]1].html\n")
     publish(conf, {"index.html": b"", "[1].html": b""})
+    # Of many that end alike there will be more tomorrow.
+    many = {f"day-{number}.{ending}": b"" for number in range(4) for ending in ("json", "[x]")}
+    with pytest.raises(RefusedError, match=r"add the lines '\*\.json', '\*\.\[\[\]x\]', 'README'$"):
+        publish(conf, {**many, "README": b""})
+    site.protect("world/survey", "*.json\n*.[[]x]\nREADME\n")
+    publish(conf, {**many, "README": b""})
 
 
 def test_every_development_tree_that_holds_the_directory_has_to_protect(site, conf):

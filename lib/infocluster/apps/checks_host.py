@@ -41,14 +41,15 @@ def users(place: Place) -> Iterator[Fault]:
     """Check that there are two users, and that neither is root."""
     site = place.settings["site"]
     found: list[User] = []
-    for what, setting, name, account in (
-        ("the web server's user", "server_user", site["server_user"], place.server),
-        ("the file owner", "file_owner", site["file_owner"] or "(owner of production_dir)", place.owner),
+    for what, setting, account in (
+        ("the web server's user", "server_user", place.server),
+        ("the file owner", "file_owner", place.owner),
     ):
         try:
             user = account()
         except NotCheckedError as error:
-            yield Fault(f"{what}: {error}", f"set site.{setting}, or: adduser --system --group {quoted(name)}")
+            make = f", or: adduser --system --group {quoted(site[setting])}" if site[setting] else ""
+            yield Fault(f"{what}: {error}", f"set site.{setting} to a user that is there{make}")
             continue
         found.append(user)
         if user.uid == 0:
@@ -285,7 +286,7 @@ def cron_entries(text: str, user: str | None) -> Iterator[CronEntry]:
 
 
 def cron(place: Place) -> Iterator[Fault]:
-    """Check that cron runs what the sample timetable lists, each program as the user it is for."""
+    """Check that cron runs what the sample timetable lists, each program with its options as the user it is for."""
     if not place.installed:
         raise NotCheckedError("this is a checkout, not an installation")
     found = list(_timetables(place))
@@ -293,23 +294,39 @@ def cron(place: Place) -> Iterator[Fault]:
     roles = {SAMPLE_OWNER: (place.is_batch, place.owner), SAMPLE_SERVER: (place.is_web, place.server)}
     # Where no storage cluster polls, nobody has to be watched.
     unneeded = set() if place.settings["core_filers"] else {f"{place.root}/batch/backup-watch"}
-    for user, command in cron_entries(files.read(f"{place.root}/etc/crontab").decode(), None):
+    lines = list(cron_entries(files.read(f"{place.root}/etc/crontab").decode(), None))
+    for user, command in lines:
         is_ours, account = roles.get(user, (False, place.owner))
         program = next((word for word in command.split() if word.startswith(f"{place.root}/batch/")), "")
         if not is_ours or not program or program in unneeded:
             continue
-        runners = {entry.user for entry in found if program in entry.command.split()}
+        options = _options(command)
+        # An option that another line is there for makes it that one: forms-nightly -soon is not the night.
+        others = {option for line in lines if program in line.command for option in _options(line.command)} - options
+        runners = {
+            entry.user
+            for entry in found
+            if program in entry.command.split()
+            and options <= _options(entry.command)
+            and not others & _options(entry.command)
+        }
+        told = " ".join([program, *sorted(options)])
         if not runners:
-            yield Fault(f"cron does not run {program}", f"see {sample}; copy its line to /etc/cron.d/infocluster")
+            yield Fault(f"cron does not run {told}", f"see {sample}; copy its line to /etc/cron.d/infocluster")
         elif account().name not in runners:
             yield Fault(
-                f"cron runs {program} as {', '.join(sorted(runners))}",
+                f"cron runs {told} as {', '.join(sorted(runners))}",
                 f"let it run as {account().name} in /etc/cron.d/infocluster",
             )
     for entry in found:
         for word in entry.command.split():
             if word.startswith(f"{place.root}/batch/") and not os.access(word, os.X_OK):
                 yield Fault(f"cron runs {word}, which is missing or no program", "take the line out of the crontab")
+
+
+def _options(command: str) -> set[str]:
+    """Return the options of a command, each with one hyphen as the sample writes them."""
+    return {"-" + word.lstrip("-") for word in command.split() if word.startswith("-")}
 
 
 def _timetables(place: Place) -> Iterator[CronEntry]:

@@ -12,7 +12,7 @@ Shape: ``-json`` prints ``{"tree": "/opt/infocluster", "checks": {"users": "ok",
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from infocluster import config, names
 from infocluster.apps import accounts, checks_apps, checks_cluster, checks_host, forms_declared, installation
@@ -53,7 +53,7 @@ def work(run: Run) -> str:
         except OSError as error:
             path = str(error.filename)
             faults = [Fault(f"cannot look at {names.printable(path)}: {reason(error)}", f"ls -ld {quoted(path)}")]
-        states[name] = f"{len(faults)} faults" if faults else "ok"
+        states[name] = _counted(faults) if faults else "ok"
         for fault, mend in faults:
             run.fault(f"{name}: {fault}; mend: {mend}")
             listed.append({"check": name, "fault": fault, "mend": mend})
@@ -63,7 +63,11 @@ def work(run: Run) -> str:
     left_out = {name: state for name, state in states.items() if state.startswith("not checked")}
     for name, state in left_out.items():
         run.say(f"{name}: {state}")
-    return f"{len(states) - len(left_out)} checks, {len(listed)} fault{'s' * (len(listed) != 1)}"
+    return f"{len(states) - len(left_out)} checks, {_counted(listed)}"
+
+
+def _counted(faults: Sequence[object]) -> str:
+    return f"{len(faults)} fault{'s' * (len(faults) != 1)}"
 
 
 def renew(root: str, settings_file: str) -> str:

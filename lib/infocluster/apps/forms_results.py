@@ -95,9 +95,8 @@ def summary(form: Form, answers: Sequence[Answer], settings: Settings) -> bytes:
     by_day = Counter(answer.day for answer in answers)
     shown = []
     if by_day:
-        picture = charts.days("Answers by day", [("Answers", sorted(by_day.items())[-charts.DAYS_LIMIT :])])
-        if _span(by_day) <= charts.DAYS_LIMIT:
-            shown.append({"title": "Answers by day", "picture": pages.picture(picture)})
+        picture = charts.days("Answers by day", [("Answers", sorted(by_day.items()))])
+        shown.append({"title": "Answers by day", "picture": pages.picture(picture)})
     for field in form["fields"]:
         rows = _counts(field, [answer.record.get(field["name"], "") for answer in answers])
         # Several numbers or days of one answer may count in one row: that is no share of the answers.
@@ -108,11 +107,6 @@ def summary(form: Form, answers: Sequence[Answer], settings: Settings) -> bytes:
         "form_summary.html",
         {**forms_declared.site_values(settings), "form": form, "count": len(answers), "cards": shown},
     ).encode()
-
-
-def _span(by_day: Counter[str]) -> int:
-    first, last = min(by_day), max(by_day)
-    return (datetime.fromisoformat(last) - datetime.fromisoformat(first)).days + 1
 
 
 def _counts(field: dict[str, Any], values: list[Any]) -> list[tuple[str, int]]:

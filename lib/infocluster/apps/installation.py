@@ -144,7 +144,8 @@ def install(
         say: told each step, a line each.
 
     Raises:
-        ConfigError: the interpreter or the place cannot be used, or a package is missing here.
+        ConfigError: the interpreter or the place cannot be used, or a package is missing here, and nothing was
+            changed; or, last, settings that are there already say something impossible.
         OSError: a file cannot be written; run it again when it can.
     """
     if any(character.isspace() for character in prefix):
@@ -155,6 +156,9 @@ def install(
             f"{sys.implementation.cache_tag}; make clean, then make install PYTHON={python.path}"
         )
     root = os.path.abspath(destdir) + prefix if destdir else prefix
+    if f"{os.path.realpath(source)}/".startswith(f"{os.path.realpath(root).rstrip('/')}/"):
+        raise ConfigError(f"cannot install in {root}: the checkout is there, and its programs would be changed")
+    wanted = packages(source, extras)
     before = manifest(root)
     items = list(plan(source, prefix, python))
     for item in items:
@@ -164,7 +168,6 @@ def install(
     say(f"{len(items)} files in {root}")
     for line in put_samples(source, root, prefix):
         say(line)
-    wanted = packages(source, extras)
     if put_packages(root, wanted):
         say(f"{len(wanted)} packages in {root}/{SITE}")
     compile_modules(root, prefix)

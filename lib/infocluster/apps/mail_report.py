@@ -49,9 +49,9 @@ def work(run: Run) -> str:
         _finish(state_dir)
     reported = f"{_counted(len(waiting.found), 'finding')}, " if waiting.found else "nothing new was found, "
     done = letters.deliver(state_dir, run.settings["mail"])
-    for line in (*done.sent, *done.waiting):
+    for line in done.sent:
         run.say(line)
-    for fault in (*done.refused, *done.partly):
+    for fault in (*done.waiting, *done.refused, *done.partly):
         run.fault(fault)
     if done.waiting:
         raise UnavailableError(f"cannot deliver {_counted(len(done.waiting), 'letter')}: kept for the next run")

@@ -35,7 +35,7 @@ from infocluster.apps.agents import Class
 from infocluster.apps.survey import SUMMARY
 from infocluster.config import Settings
 from infocluster.cron.command import Run
-from infocluster.gather import collect, cursor, fold, marks
+from infocluster.gather import collect, cursor, fold, marks, slices
 from infocluster.publish import place
 from infocluster.push import servers
 from infocluster.report import findings, tables
@@ -131,12 +131,12 @@ def work(run: Run) -> str:
         # Both stores, whichever is in use: a change from one to the other loses nothing.
         queued = collect.look(queue, before)
         found.parts += queued.parts
-        found.faults += queued.faults
+        found.faults += [fault for fault in queued.faults if fault not in found.faults]
         for fault in found.faults:
             run.fault(fault)
         size = sum(part.end - part.start for part in found.parts)
         known = agents.known(position.db)
-        if gather["engine"] == "local" and size > fold.SLICE_BYTES and not known:
+        if gather["engine"] == "local" and size > slices.SLICE_BYTES and not known:
             agents.classify("load the rules once, before the workers are forked")
         with run.progress("reading", size, "bytes") as advance:
             folded = fold.run(VisitCount(known), found.parts, gather, advance)
@@ -266,8 +266,14 @@ def _values(position: cursor.Cursor, settings: Settings, period: str, every: lis
         "days": [[day, n.get(PEOPLE, 0), n.get(BOTS, 0)] for day, n in days.items()],
         "periods": _links(every),
         "files": [[f"{name}.json", "the same numbers as JSON"], [f"{name}.csv", "as CSV"]],
-        "address": f"/{survey['directory'].partition('/')[2]}/",
+        "address": _address(settings),
     }
+
+
+def _address(settings: Settings) -> str:
+    """Return where visitors find the pages, on the site that serves their tree."""
+    below = settings["survey"]["directory"].partition("/")[2]
+    return f"/{below}/" if below else "/"
 
 
 def _links(every: list[str]) -> dict[str, list[list[str]]]:
@@ -322,6 +328,9 @@ def _tell(position: cursor.Cursor, settings: Settings, summary: str, faults: lis
         for day, n in tables.by_day(db, tables.ALWAYS, VISITS).items()
     ][-7:]
     top = tables.table(db, tables.ALWAYS, "browser", survey["top"])
+    browser_rows = [[name, str(n)] for name, n in top.rows]
+    if top.rest_names:
+        browser_rows.append([f"{top.rest_names:,} more", str(top.rest)])
     findings.leave(
         site["state_dir"],
         "survey-nightly",
@@ -333,10 +342,10 @@ def _tell(position: cursor.Cursor, settings: Settings, summary: str, faults: lis
                 {
                     "title": "Browsers, all visits",
                     "head": ["browser", "visits"],
-                    "rows": [[name, str(n)] for name, n in top.rows],
+                    "rows": browser_rows,
                 },
             ],
             "faults": faults,
-            "links": [site["url"].rstrip("/") + "/" + survey["directory"].partition("/")[2] + "/"],
+            "links": [site["url"].rstrip("/") + _address(settings)],
         },
     )

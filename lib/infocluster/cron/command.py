@@ -79,7 +79,7 @@ class Run:
         _put(sys.stderr, f"{self.program}: {_shown(line)}\n")
 
 
-def run(handler: str, alone: bool = True, looks: "tuple[str, ...]" = ()) -> "NoReturn":
+def run(handler: str, alone: bool = True, looks: "tuple[str, ...]" = (), keeps: bool = True) -> "NoReturn":
     """Run a program to its end, and leave.
 
     Args:
@@ -87,6 +87,8 @@ def run(handler: str, alone: bool = True, looks: "tuple[str, ...]" = ()) -> "NoR
         alone: whether there may be one run of this program at a time. The lock is the file owner's; a program
             that another user runs takes its own.
         looks: options, by name in small letters, with which it changes nothing and runs beside another one.
+        keeps: whether it keeps anything in the state directory, which is then made where it is missing. What root
+            makes there is not the file owner's.
 
     Returns:
         Never.
@@ -95,7 +97,7 @@ def run(handler: str, alone: bool = True, looks: "tuple[str, ...]" = ()) -> "NoR
     program = os.path.basename(sys.argv[0])
     status = EX_SOFTWARE
     try:
-        status = _told(program) if usage.asked(sys.argv[1:]) else _ended(program, handler, alone, looks)
+        status = _told(program) if usage.asked(sys.argv[1:]) else _ended(program, handler, alone, looks, keeps)
     except InfoclusterError as error:
         _put(sys.stderr, f"{program}: {_shown(str(error))}\n")
         status = error.exit_status
@@ -124,7 +126,7 @@ def _told(program: str) -> int:
     return EX_OK
 
 
-def _ended(program: str, handler: str, alone: bool, looks: "tuple[str, ...]") -> int:
+def _ended(program: str, handler: str, alone: bool, looks: "tuple[str, ...]", keeps: bool) -> int:
     """Do the work and return the exit status."""
     declared = usage.of(_manual())
     try:
@@ -137,7 +139,8 @@ def _ended(program: str, handler: str, alone: bool, looks: "tuple[str, ...]") ->
     from infocluster import config
 
     settings = config.load()
-    lock = _locked(program, settings["site"]["state_dir"], alone and not any(arguments[name] for name in looks))
+    alone = alone and not any(arguments[name] for name in looks)
+    lock = _locked(program, settings["site"]["state_dir"], alone) if keeps else None
     try:
         from infocluster.cron import progress
 
@@ -162,9 +165,14 @@ def _manual() -> str:
 
 
 def _locked(program: str, state_dir: str, alone: bool) -> "filelock.BaseFileLock | None":  # type: ignore[name-defined] # noqa: F821
-    """Make the state directory where it is missing, and take the program's lock if it wants one."""
+    """Make the state directory where it is missing, and take the program's lock if it wants one.
+
+    Raises:
+        RefusedError: root would leave files in the file owner's state directory.
+        UnavailableError: the lock is held, or cannot be made.
+    """
     from infocluster import files
-    from infocluster.errors import UnavailableError
+    from infocluster.errors import RefusedError, UnavailableError
     from infocluster.locks import lockfile
 
     locks_dir = state_dir + "/locks"
@@ -172,6 +180,11 @@ def _locked(program: str, state_dir: str, alone: bool) -> "filelock.BaseFileLock
         # What is missing above belongs to others too: the mode for the owner alone begins here.
         files.make_directories(os.path.dirname(state_dir))
         files.make_directories(state_dir, DIRECTORY_MODE)
+        if alone and os.geteuid() == 0 and (owner := os.stat(state_dir).st_uid):
+            # What root leaves there, its owner could not read, nor go on with.
+            raise RefusedError(
+                f"cannot run as root: {state_dir} is another's; type: sudo -u '#{owner}' {sys.argv[0]}"
+            )
         if alone:
             files.make_directories(locks_dir, DIRECTORY_MODE)
     except OSError as error:

@@ -36,13 +36,12 @@ from typing import TYPE_CHECKING, Any
 import infocluster
 from infocluster import files
 from infocluster.errors import ConfigError, UnavailableError, reason
-from infocluster.gather import collect, fold
+from infocluster.gather import collect, slices
 from infocluster.gather.collect import Part
+from infocluster.gather.slices import Job, Partial, R
 
 if TYPE_CHECKING:
     from distributed import Client, Future
-
-    from infocluster.gather.fold import Job, Partial, R
 
 Fingerprint = dict[str, str]
 
@@ -58,7 +57,7 @@ _MINE = "infocluster"
 _QUIET = "distributed"
 
 
-def partials(job: "Job[R]", parts: list[Part], settings: Mapping[str, Any]) -> "Iterator[Partial[R]]":
+def partials(job: Job[R], parts: list[Part], settings: Mapping[str, Any]) -> Iterator[Partial[R]]:
     """Yield what comes of the parts, slice by slice, in the order in which they are done.
 
     Args:
@@ -73,13 +72,13 @@ def partials(job: "Job[R]", parts: list[Part], settings: Mapping[str, Any]) -> "
     total = sum(part.end - part.start for part in parts)
     with _connected(settings) as client:
         threads = _looked_at(client, settings)
-        slice_bytes = min(fold.SLICE_BYTES, max(fold.BLOCK_BYTES, total // (threads * TASKS_A_THREAD)))
+        slice_bytes = min(slices.SLICE_BYTES, max(slices.BLOCK_BYTES, total // (threads * TASKS_A_THREAD)))
         tasks: dict[Future, list[Part]] = {}
         expected, work = fingerprint(job.packages), _on_worker()
         # A task and no scattered value: where the worker that has it is killed, it is made once more.
         run = uuid.uuid4().hex
         given = client.submit(_as_it_is(), pickle.dumps(job), key=f"{_MINE}-job-{run}")
-        for task in _tasks(fold.slices(parts, slice_bytes), slice_bytes):
+        for task in _tasks(slices.cut(parts, slice_bytes), slice_bytes):
             ends = []
             for part in task:
                 try:
@@ -185,7 +184,7 @@ def folded(run: str, job: bytes, task: bytes) -> bytes:
         except OSError as error:
             why = reason(error)
         if not why:
-            _, _, partial, bad, why = fold.fold_slice(the_job, part)
+            _, _, partial, bad, why = slices.fold(the_job, part)
         result = the_job.merge(result, partial)
         read.append((part.path, part.start, part.end - part.start, bad, why))
     return pickle.dumps((result, read))
@@ -199,10 +198,10 @@ def seen(directory: bytes) -> bytes:
         return pickle.dumps(reason(error))
 
 
-_jobs: "dict[str, Job[Any]]" = {}
+_jobs: dict[str, Job[Any]] = {}
 
 
-def _job(run: str, pickled: bytes) -> "Job[Any]":
+def _job(run: str, pickled: bytes) -> Job[Any]:
     """Return the job, one object for all tasks of a run in this process: what it learned of one serves the next."""
     job = _jobs.get(run)
     if job is None:
@@ -243,11 +242,11 @@ def _as_it_is() -> Callable[[bytes], bytes]:
     return lambda content: content
 
 
-def _tasks(slices: Iterable[Part], limit_bytes: int) -> Iterator[list[Part]]:
+def _tasks(cut: Iterable[Part], limit_bytes: int) -> Iterator[list[Part]]:
     """Yield slices, several where they are small."""
     task: list[Part] = []
     left = limit_bytes
-    for part in slices:
+    for part in cut:
         size = part.end - part.start
         if task and (size > left or len(task) == PARTS_A_TASK):
             yield task
@@ -258,13 +257,13 @@ def _tasks(slices: Iterable[Part], limit_bytes: int) -> Iterator[list[Part]]:
         yield task
 
 
-def _check_it_cannot_be_read(job: "Job[Any]", part: Part, worker: str, why: str, settings: Mapping[str, Any]) -> None:
+def _check_it_cannot_be_read(job: Job[Any], part: Part, worker: str, why: str, settings: Mapping[str, Any]) -> None:
     """Return where a part that a worker could not read cannot be read here either.
 
     Raises:
         UnavailableError: here it can be read.
     """
-    if not fold.fold_slice(job, part)[-1]:
+    if not slices.fold(job, part)[-1]:
         raise UnavailableError(
             f"cannot fold on the cluster at {settings['scheduler']}: worker {worker} cannot read {part.path}: {why}; "
             f"this host can: every worker has to see {settings['gather_dir']} as this host does"

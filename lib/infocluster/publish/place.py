@@ -25,6 +25,7 @@ import json
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -39,6 +40,8 @@ STAGING = ".staging"
 WHOLE = ".whole"
 FILE_MODE = 0o644
 NAMES_SHOWN = 10
+SAME_ENDING = 3
+"""Names with the same ending that are told one by one; of more, a wildcard is."""
 
 Say = Callable[[str], None]
 
@@ -187,13 +190,26 @@ def _check_protected(directory: str, wanted: Sequence[str], development_dirs: Se
     for root in development_dirs:
         bare = _unprotected(root, directory, wanted)
         if bare:
-            lines = ", ".join(names.shown(instrc.entry_for(name), limit=1000) for name in bare[:NAMES_SHOWN])
-            more = f" and {len(bare) - NAMES_SHOWN} more" if len(bare) > NAMES_SHOWN else ""
+            entries = _entries(bare)
+            lines = ", ".join(names.shown(entry, limit=1000) for entry in entries[:NAMES_SHOWN])
+            more = f" and {len(entries) - NAMES_SHOWN} more" if len(entries) > NAMES_SHOWN else ""
             file = names.printable(f"{root}/{directory}/{instrc.NAME}")
             raise RefusedError(
                 f"cannot publish {names.printable(directory)}: an install would change or remove it again; "
-                f"to {file} add the line{'s' if len(bare) > 1 else ''} {lines}{more}"
+                f"to {file} add the line{'s' if len(entries) > 1 else ''} {lines}{more}"
             )
+
+
+def _entries(bare: Sequence[str]) -> list[str]:
+    """Return the lines that protect names: tomorrow's too, where a job publishes many that end alike."""
+    endings = [os.path.splitext(name)[1] for name in bare]
+    count = Counter(filter(None, endings))
+    return list(
+        dict.fromkeys(
+            "*" + instrc.entry_for(ending) if count[ending] > SAME_ENDING else instrc.entry_for(name)
+            for name, ending in zip(bare, endings, strict=True)
+        )
+    )
 
 
 def _unprotected(root: str, directory: str, wanted: Sequence[str]) -> list[str]:
@@ -227,7 +243,7 @@ def _placed(directory: str, contents: Mapping[str, bytes], remove: Sequence[str]
     try:
         fd = trees.open_directory(conf["site"]["production_dir"], directory, make=True)
     except OSError as error:
-        place = names.printable(f"{conf['site']['production_dir']}/{error.filename}".rstrip("/"))
+        place = names.printable(os.path.join(conf["site"]["production_dir"], error.filename or "").rstrip("/"))
         raise UnavailableError(f"cannot publish {names.printable(directory)}: {place}: {reason(error)}") from error
     try:
         _check_no_directory(fd, directory, [*contents, *remove])
@@ -291,7 +307,9 @@ def _stage(journal: _Journal, fd: int, contents: Mapping[str, bytes], conf: Sett
         os.fsync(fd)
         os.rename(journal.file + STAGING, journal.file + WHOLE)
     except BaseException as error:
-        _discard(journal, conf)
+        # A signal that comes just behind the rename finds the journal whole: the next run completes it.
+        if os.path.exists(journal.file + STAGING):
+            _discard(journal, conf)
         if isinstance(error, OSError):
             place = names.printable(trees.join(journal.directory, name))
             raise UnavailableError(f"cannot publish {place}: {reason(error)}") from error

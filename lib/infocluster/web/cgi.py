@@ -23,10 +23,13 @@ SENTENCES = {
     503: "The server cannot take this now. Please try again in a minute.",
 }
 RETRY_AFTER_S = "60"
+HELP = ("-help", "--help", "-h")
 
 
 def run(handler: str) -> None:
-    """Answer the request that started this process, and leave.
+    """Answer the request that started this process, and leave; to a person who asks for help, show the manual.
+
+    A server sets GATEWAY_INTERFACE, and may pass words of a query as arguments: no visitor gets the manual.
 
     Args:
         handler: ``"module:function"``; the function takes a `Request` and returns a `Response`.
@@ -34,6 +37,9 @@ def run(handler: str) -> None:
     Returns:
         Never. The exit status is 0 once a valid reply is written, whatever the reply is.
     """
+    if len(sys.argv) > 1 and sys.argv[1] in HELP and b"GATEWAY_INTERFACE" not in posix.environ:
+        print(str(sys.modules["__main__"].__doc__).strip(), flush=True)
+        posix._exit(0)
     request = Request(posix.environ)
     is_head = request.method == "HEAD"
     try:
