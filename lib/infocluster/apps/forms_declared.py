@@ -288,16 +288,25 @@ def compile_forms(settings: Settings) -> list[str]:
         ConfigError: one of them says something impossible; those before it are compiled.
         UnavailableError: the directory cannot be written.
     """
-    done = []
-    for name in all_names(settings):
-        file = file_of(name, settings)
-        try:
-            status = os.stat(file)
-            forms_compiled.write(file, read(file, settings), status)
-        except OSError as error:
-            raise UnavailableError(f"cannot compile {file}: {reason(error)}") from error
-        done.append(name)
-    return done
+    found = all_names(settings)
+    for name in found:
+        compile_form(name, settings)
+    return found
+
+
+def compile_form(name: str, settings: Settings) -> None:
+    """Leave a compiled copy beside one declaration.
+
+    Raises:
+        ConfigError: it says something impossible.
+        UnavailableError: the directory cannot be written.
+    """
+    file = file_of(name, settings)
+    try:
+        status = os.stat(file)
+        forms_compiled.write(file, read(file, settings), status)
+    except OSError as error:
+        raise UnavailableError(f"cannot compile {file}: {reason(error)}") from error
 
 
 def is_compiled(name: str, settings: Settings) -> bool:

@@ -149,16 +149,23 @@ def _night(run: Run, declared: list[Form]) -> str:
 
 
 def _render(run: Run, declared: list[Form]) -> str:
-    """Compile every declaration, and publish the pages of thanks and of what may be shown."""
-    compiled = forms_declared.compile_forms(run.settings)
+    """Compile declarations where that is ours to do, and publish the pages of thanks and of what may be shown."""
+    left: list[str] = []
 
     def one(form: Form, book: Book) -> int:
         _write(run, form, book, also_if_same=True)
+        try:
+            forms_declared.compile_form(form["name"], run.settings)
+        except UnavailableError:
+            # Where settings are root's, as they should be. A hit reads the declaration itself, if more slowly.
+            if not forms_declared.is_compiled(form["name"], run.settings):
+                left.append(form["name"])
         return 1
 
-    _each(run, declared, one)
-    count, where = len(compiled), run.settings["forms"]["directory"]
-    return f"{count} form{'s' * (count != 1)} compiled; to be pushed: {where}"
+    count, where = _each(run, declared, one), run.settings["forms"]["directory"]
+    if left:
+        run.say(f"hits are slow until who may write there runs check-site -compile: {', '.join(left)}")
+    return f"{count} form{'s' * (count != 1)} rendered; to be pushed: {where}"
 
 
 def _take_in(run: Run, form: Form, book: Book) -> int:
