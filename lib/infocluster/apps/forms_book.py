@@ -34,6 +34,7 @@ FILE_MODE = 0o640
 COPIED_BYTES = 1 << 20
 NEW = "new"
 ID_LEAST = 8
+ID_DIGITS = "0123456789abcdef"
 _FILE_TEXTS = ("name", "type", "sha256", "file")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -123,12 +124,8 @@ class Book:
         """Return the one answer whose id begins so, or None.
 
         Raises:
-            UsageError: the beginning is too short, or there are several.
+            UsageError: there are several.
         """
-        if len(start) < ID_LEAST or not set(start) <= set("0123456789abcdef"):
-            raise UsageError(
-                f"cannot look for {start[:40]!r}: expected {ID_LEAST} or more characters of an answer's id"
-            )
         found = self.answers("substr(id, 1, ?) = ?", (len(start), start))
         if len(found) > 1:
             raise UsageError(f"cannot tell which answer {start} is: there are {len(found)}; give more of its id")

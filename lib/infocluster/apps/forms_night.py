@@ -301,7 +301,7 @@ def _record(line: bytes, id_digits: int = 32) -> dict[str, Any] | None:
 
 
 def _is_id(value: Any, digits: int) -> bool:
-    return isinstance(value, str) and len(value) == digits and set(value) <= set("0123456789abcdef")
+    return isinstance(value, str) and len(value) == digits and set(value) <= set(forms_book.ID_DIGITS)
 
 
 def _copy_files(run: Run, form: Form, book: Book) -> None:
@@ -442,6 +442,11 @@ def _waiting(run: Run, declared: list[Form]) -> str:
 
 def _decide(run: Run, declared: list[Form], start: str, state: str) -> str:
     """Mark one answer, and publish what follows from it."""
+    least = forms_book.ID_LEAST
+    if len(start) < least or not set(start) <= set(forms_book.ID_DIGITS):
+        raise UsageError(
+            f"cannot look for {names.shown(start)}: expected {least} or more characters of an answer's id"
+        )
     done: list[str] = []
 
     def one(form: Form, book: Book) -> int:
