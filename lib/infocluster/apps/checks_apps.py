@@ -10,7 +10,7 @@ from typing import Any
 
 from infocluster import files, names, processes
 from infocluster.aggregate import modules, signing
-from infocluster.apps import accounts, forms_declared, forms_moderation, queue_check
+from infocluster.apps import accounts, forms_compiled, forms_declared, forms_moderation, queue_check
 from infocluster.apps import runbatch as runbatch_cgi
 from infocluster.apps.accounts import User
 from infocluster.apps.checks import PROGRAM_TIMEOUT_S, Fault, NotCheckedError, Place, only, quoted
@@ -21,20 +21,20 @@ from infocluster.poll.backends import base
 
 def forms(place: Place) -> Iterator[Fault]:
     """Check every declared form, that hits find it compiled, and that what it sends back can be signed."""
-    declared = forms_declared.all_names(place.settings)
+    declared = forms_compiled.all_names(place.settings)
     if not declared:
         raise NotCheckedError("there are none")
     is_asked = False
     for name in declared:
         try:
-            form = forms_declared.read(forms_declared.file_of(name, place.settings), place.settings)
+            form = forms_declared.read(forms_compiled.file_of(name, place.settings), place.settings)
             _try_templates(form, place.settings)
         except InfoclusterError as error:
             yield Fault(str(error), "edit it")
             continue
         except ImportError as error:
             raise NotCheckedError(f"the package {error.name} is missing") from None
-        if place.installed and not forms_declared.is_compiled(name, place.settings):
+        if place.installed and not forms_compiled.is_compiled(name, place.settings):
             yield Fault(
                 f"the compiled copy of the form {name} is missing or older than it",
                 f"{quoted(place.root)}/batch/check-site -compile",

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 
 from infocluster import config, names
-from infocluster.apps import accounts, checks_apps, checks_cluster, checks_host, forms_declared, installation
+from infocluster.apps import accounts, checks_apps, checks_cluster, checks_host, forms_compiled, installation
 from infocluster.apps.checks import Fault, NotCheckedError, Place, quoted
 from infocluster.cron.command import Run
 from infocluster.errors import RefusedError, UnavailableError, reason
@@ -82,7 +82,7 @@ def renew(root: str, settings_file: str) -> str:
             installation.compile_modules(root, root)
             installation.write_compiled(root, root)
             done.append(f"{root}/{installation.COMPILED}")
-        forms = forms_declared.compile_forms(config.load(settings_file))
+        forms = forms_compiled.compile_forms(config.load(settings_file))
         if forms:
             done.append(f"the form{'s' * (len(forms) > 1)} {', '.join(forms)}")
     except OSError as error:

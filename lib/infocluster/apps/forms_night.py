@@ -26,7 +26,15 @@ from typing import Any
 import msgspec
 
 from infocluster import files, letters, names, secrets
-from infocluster.apps import forms, forms_book, forms_declared, forms_moderation, forms_results, forms_templates
+from infocluster.apps import (
+    forms,
+    forms_book,
+    forms_compiled,
+    forms_declared,
+    forms_moderation,
+    forms_results,
+    forms_templates,
+)
 from infocluster.apps.forms_book import Answer, Book
 from infocluster.apps.forms_moderation import HIDDEN, SHOWN
 from infocluster.config import Settings
@@ -80,7 +88,7 @@ def _declared(run: Run, wanted: Any) -> list[Form]:
 
     Shape: beside what a form has (`forms_declared`): ``text``, of its declaration, and ``is_gone``.
     """
-    known, kept = forms_declared.all_names(run.settings), forms_book.all_names(run.settings)
+    known, kept = forms_compiled.all_names(run.settings), forms_book.all_names(run.settings)
     there = list(dict.fromkeys([*known, *kept]))
     for name in wanted:
         if name not in there:
@@ -106,7 +114,7 @@ def _form(run: Run, name: str, is_gone: bool) -> Form:
         ConfigError: the declaration is not as it has to be.
         UnavailableError: the form's database cannot be opened.
     """
-    file = forms_declared.file_of(name, run.settings)
+    file = forms_compiled.file_of(name, run.settings)
     if is_gone:
         with forms_book.opened(name, run.settings) as book:
             text = book.declared()
@@ -155,10 +163,10 @@ def _render(run: Run, declared: list[Form]) -> str:
     def one(form: Form, book: Book) -> int:
         _write(run, form, book, also_if_same=True)
         try:
-            forms_declared.compile_form(form["name"], run.settings)
+            forms_compiled.compile_form(form["name"], run.settings)
         except UnavailableError:
             # Where settings are root's, as they should be. A hit reads the declaration itself, if more slowly.
-            if not forms_declared.is_compiled(form["name"], run.settings):
+            if not forms_compiled.is_compiled(form["name"], run.settings):
                 left.append(form["name"])
         return 1
 
