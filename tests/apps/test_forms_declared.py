@@ -47,6 +47,8 @@ def known() -> dict[str, Any]:
             "fields.types: '[\"text/html\"]': expected a list of types",
         ),
         (HEAD + 'pattern = "["\n', 7, "fields.pattern: expected a regular expression"),
+        (HEAD + 'pattern = "[a&&b]"\n', 7, "fields.pattern: expected a regular expression: Possible set inters"),
+        (HEAD + "length = 50000\n", 7, "fields.length: 50000: expected at most 49152, as limits.body_kb has it"),
         (HEAD + 'kind = "date"\nleast = 3\n', 8, "fields.least: expected a day, as the kind is"),
         (HEAD + 'kind = "number"\nleast = 3\nmost = 1\n', 9, "fields.most: expected no less than least"),
         (

@@ -15,6 +15,7 @@ Source: TOML v1.0.0; HTML Living Standard, 4.10 Forms.
 import os
 import re
 import tomllib
+import warnings
 from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 
@@ -390,10 +391,10 @@ class _Checked:
             if field["rows"] > 1 and (field["repeats"] > 1 or field["pattern"]):
                 raise wrong("rows", "a field of several rows has one answer and no pattern")
             self.bounds(field, wrong)
-            try:
-                re.compile(field["pattern"])
-            except re.error as error:
-                raise wrong("pattern", f"expected a regular expression: {error}") from None
+            body_bytes = form["limits"]["body_kb"] * 1024
+            if kind in ONLY["length"] and field["length"] > body_bytes:
+                raise wrong("length", f"{field['length']}: expected at most {body_bytes}, as limits.body_kb has it")
+            self.pattern(field["pattern"], wrong)
 
     def templates(self, form: Form) -> None:
         """Check that the form's own templates are there."""
@@ -410,6 +411,15 @@ class _Checked:
                 raise wrong(name, f"expected {'a day' if field['kind'] == 'date' else 'a number'}, as the kind is")
         if "" not in (field["least"], field["most"]) and field["least"] > field["most"]:
             raise wrong("most", "expected no less than least")
+
+    @staticmethod
+    def pattern(pattern: str, wrong: Any) -> None:
+        """Check that a pattern is one; what Python warns of, such as "[[", browsers read otherwise."""
+        try:
+            with warnings.catch_warnings(action="error"):
+                re.compile(pattern)
+        except (re.error, Warning) as error:
+            raise wrong("pattern", f"expected a regular expression: {error}") from None
 
     @staticmethod
     def said(value: Any) -> str:
