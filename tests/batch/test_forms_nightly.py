@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ from urllib.parse import urlencode
 import pytest
 
 import mailserver
+import steps
 from cgi_bin import form_site
 from cgi_bin.form_site import BODIES, GUESTBOOK, declare, post, records, stored_as, token
 from conftest import ROOT, Site
@@ -504,6 +506,29 @@ def test_only_forms_that_are_mailed_soon_are_done_soon(book: Site, server: mails
     declare(book, text=GUESTBOOK.replace('mail = "night"', 'mail = "soon"'))
     night(book, "-soon")
     assert len(server.taken) == 1
+
+
+@pytest.mark.slow
+def test_erasing_that_is_killed_anywhere_leaves_nothing_behind_when_it_is_done_again(book: Site) -> None:
+    declare(book, text=GUESTBOOK.replace("moderate = true", "moderate = false").replace('"night"', '"never"'))
+    send_picture(book)
+    night(book)
+    before = book.root / "before"
+    tops = (book.state, book.production)
+    for top in tops:
+        shutil.copytree(top, before / top.name)
+    asked = [str(ROOT / "batch/forms-nightly"), "-erase", "entry=one\ntwo"]
+    done, count = steps.run(-1, asked, book.environment())
+    assert b"1 answer erased" in done.stdout and count > 10, done.stderr
+    for n in range(count):
+        for top in tops:
+            shutil.rmtree(top)
+            shutil.copytree(before / top.name, top)
+        assert steps.run(n, asked, book.environment())[1] == -signal.SIGKILL
+        night(book, *asked[1:])
+        assert os.listdir(kept(book) / "files") == [], n
+        for path in (path for top in tops for path in top.rglob("*") if path.is_file()):
+            assert b"one\\ntwo" not in content(path) and path.suffix != ".png", (n, path)
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -495,7 +494,7 @@ def _erase(run: Run, declared: list[Form], asked: str) -> str:
         _take_back_letters(run, book, {answer.letter for answer in gone} - {""})
         book.remove(gone, for_good=True)
         _write(run, form, book)
-        for line in _remaining(run.settings, form, gone):
+        for line in _remaining(run, form, gone):
             run.say(line)
         return len(gone)
 
@@ -504,7 +503,7 @@ def _erase(run: Run, declared: list[Form], asked: str) -> str:
         raise UsageError(f"cannot erase {names.shown(asked)}: no form has, and no answer had, such a field")
     return (
         f"{count} answer{'s' * (count != 1)} erased on this host; to be pushed: {run.settings['forms']['directory']}"
-        if count
+        if count or run.faults
         else "no answer has that value"
     )
 
@@ -533,18 +532,24 @@ def _take_back_letters(run: Run, book: Book, keys: set[str]) -> None:
             run.say(f"a letter with it was sent: its Message-ID begins with <{key}@; nothing can take that back")
 
 
-def _remaining(settings: Settings, form: Form, gone: list[Answer]) -> list[str]:
+def _remaining(run: Run, form: Form, gone: list[Answer]) -> list[str]:
     """Return a line for each file on a server that still holds what was erased, which several may: a double click."""
-    gather, app = settings["gather"], forms.app_of(form["name"])
+    settings, app = run.settings, forms.app_of(form["name"])
+    gather = settings["gather"]
     copy = "; the copy here goes a day later" if gather["pull_from"] else ""
     ids = {answer.id for answer in gone}
     held, sent = set(), set()
     for source in _sources(settings, app) if ids else ():
         for part in collect.look(source, {}).parts:
-            with suppress(FileNotFoundError):  # swept, or consumed, meanwhile
+            try:
                 content = collect.content(part)
-                if any(one.encode() in content for one in ids):
-                    held.add((part.server, part.segment))
+            except FileNotFoundError:  # swept, or consumed, meanwhile
+                continue
+            except OSError as error:
+                run.fault(f"cannot tell whether {part.path} holds it: {reason(error)}")
+                continue
+            if any(one.encode() in content for one in ids):
+                held.add((part.server, part.segment))
     for file in glob.glob(f"*/{gather['host']}/{app}.files/*", root_dir=gather["gather_dir"]) if ids else ():
         server, name = file.partition("/")[0], os.path.basename(file)
         if name.partition("-")[0] in ids:
