@@ -135,6 +135,18 @@ def test_answers_of_all_servers_are_kept_published_when_marked_and_mailed_once(
     assert "0 new answers" in night(book) and len(server.taken) == 1
 
 
+def test_plain_letter_has_nothing_that_steers_a_terminal_or_turns_a_line(
+    book: Site, server: mailserver.MailServer
+) -> None:
+    variables, body = form_site.body_of(BODIES / "303-safari-multipart.body", token())
+    body = re.sub(rb'filename="[^"]*"', b'filename="\x1b[2J.png"', body).replace(b"one\r\n", "o\u202ene\r\n".encode())
+    variables["CONTENT_LENGTH"] = str(len(body))
+    assert book.cgi("form.cgi", "POST", body, PATH_INFO="/guestbook", **variables).status == 303
+    night(book)
+    plain = server.taken[0][1].get_body(("plain",))
+    assert plain and "Your entry: one\n    two\nA picture: [2J.png (" in plain.get_content().replace("\r\n", "\n")
+
+
 def test_private_fields_are_not_published(book: Site) -> None:
     declare(book, text=GUESTBOOK.replace("moderate = true", "moderate = false"))
     send(book, email="ann@example.org", entry="<script>alert(1)</script>")

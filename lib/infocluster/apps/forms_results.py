@@ -334,7 +334,7 @@ def _text(about: str, answers: Sequence[Answer], finding: Finding, decide: Mappi
             lines += [f"{label}{end} {first}", *["    " + line for line in more]]
         if answer.id in decide:
             lines.append(f"{DECIDE}: {decide[answer.id]}")
-    return "\n".join(lines) + "\n"
+    return pages.visible("\n".join(lines)) + "\n"
 
 
 def _shown(value: Any) -> str:
