@@ -222,7 +222,7 @@ def _own_environment(own_dir: str) -> "jinja2.Environment":
 
     def printed(value: Any) -> Markup:
         # Also what is marked up already: a filter may have put values together.
-        return Markup(_visible(str(escape(value))))  # noqa: S704 - escaped
+        return Markup(visible(str(escape(value))))  # noqa: S704 - escaped
 
     # Ours come first: nobody's own stands in for one of them.
     loader = jinja2.ChoiceLoader([jinja2.FileSystemLoader(TEMPLATES_DIR), jinja2.FileSystemLoader(own_dir)])
@@ -284,15 +284,16 @@ def _made(loader: "jinja2.BaseLoader", kind: "type[jinja2.Environment] | None" =
 def _carried(value: Any) -> Any:
     """Return a value that is about to be printed without what no page may carry; escaping comes after this.
 
-    Ends of lines stay: what a person typed into several lines is shown so again.
+    Ends of lines and tabs stay: what a person typed into several lines is shown so again.
     """
     if isinstance(value, str) and not hasattr(value, "__html__"):
-        return _visible(str(value))
+        return visible(str(value))
     return value
 
 
-def _visible(text: str) -> str:
-    return "\n".join(names.visible(line) for line in text.split("\n"))
+def visible(text: str) -> str:
+    """Return a text of several lines as it may be shown, with its tabs (`names.visible`)."""
+    return "\n".join("\t".join(map(names.visible, line.split("\t"))) for line in text.split("\n"))
 
 
 def _number(n: int) -> str:

@@ -120,7 +120,8 @@ def healthy() -> Iterator[Patient]:
             secret.write_text("0123456789abcdef")
             secret.chmod(0o640)
             for path in (secret, secret.parent):
-                shutil.chown(path, group=SERVER)
+                # Both users read the one of forms: a hit, and the night that makes links of letters.
+                shutil.chown(path, OWNER, group=SERVER)
         found.configure()
         _copy(found.top, top / "healthy")
         yield found
@@ -199,6 +200,13 @@ def _nobody_named(patient: Patient) -> None:
 ILLS: list[tuple[Callable[[Patient], object], str, str, str]] = [
     (_nobody_named, "users", "nobody is named as file owner", "set site.file_owner to a user that is there"),
     (lambda p: (p.tree / "etc/secrets/forms").unlink(), "forms", "is missing: no form can be sent", "openssl rand"),
+    (
+        lambda p: shutil.chown(p.tree / "etc/secrets", group="root"),
+        "forms",
+        "etc/secrets is not for www-data to read",
+        "chgrp www-data",
+    ),
+    (lambda p: shutil.chown(p.tree / "etc/secrets", "root"), "forms", "is not for nobody to read", "chown nobody"),
     (lambda p: os.utime(p.tree / "etc/forms/signup.toml"), "forms", "form signup is missing or older", "-compile"),
     (lambda p: (p.tree / "etc/forms/a.toml").write_text("title = 1"), "forms", "a.toml:1: title", "edit it"),
     (

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from infocluster import settings
-from infocluster.apps import forms_check, forms_declared
+from infocluster import names, settings
+from infocluster.apps import forms_check, forms_compiled, forms_declared, forms_moderation
 from infocluster.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +47,8 @@ def known() -> dict[str, Any]:
             "fields.types: '[\"text/html\"]': expected a list of types",
         ),
         (HEAD + 'pattern = "["\n', 7, "fields.pattern: expected a regular expression"),
+        (HEAD + 'pattern = "[a&&b]"\n', 7, "fields.pattern: expected a regular expression: Possible set inters"),
+        (HEAD + "length = 50000\n", 7, "fields.length: 50000: expected at most 49152, as limits.body_kb has it"),
         (HEAD + 'kind = "date"\nleast = 3\n', 8, "fields.least: expected a day, as the kind is"),
         (HEAD + 'kind = "number"\nleast = 3\nmost = 1\n', 9, "fields.most: expected no less than least"),
         (
@@ -91,19 +93,20 @@ def test_what_is_no_toml_is_told_with_its_file(tmp_path: Path, known: dict[str, 
 
 
 def test_name_that_is_too_long_to_gather_under_is_told(tmp_path: Path, known: dict[str, Any]) -> None:
-    file = tmp_path / f"{'n' * 55}.toml"
+    room = names.NAME_LIMIT - len(forms_moderation.app_of(""))
+    file = tmp_path / f"{'n' * (room + 1)}.toml"
     file.write_text('title = "x"\n[[fields]]\nname = "a"\nlabel = "A"\n')
-    with pytest.raises(ConfigError, match=f"{file}: its name is too long: expected at most 54"):
+    with pytest.raises(ConfigError, match=f"{file}: its name is too long: expected at most {room} "):
         forms_declared.read(str(file), known)
-    file = file.rename(tmp_path / f"{'n' * 54}.toml")
+    file = file.rename(tmp_path / f"{'n' * room}.toml")
     assert forms_declared.read(str(file), known)["title"] == "x"
 
 
 def test_samples_are_right_and_make_pages(known: dict[str, Any]) -> None:
-    names = forms_declared.all_names(known)
-    assert names == ["feedback", "guestbook", "signup"]
-    for name in names:
-        form = forms_declared.read(forms_declared.file_of(name, known), known)
+    found = forms_compiled.all_names(known)
+    assert found == ["feedback", "guestbook", "signup"]
+    for name in found:
+        form = forms_declared.read(forms_compiled.file_of(name, known), known)
         page = b"".join(form["page"]).decode()
         for field in form["fields"]:
             assert f'name="{field["name"]}"' in page

@@ -2,12 +2,14 @@
 """gather-query as a process: the records of all servers, and nothing else of this host."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from dirq.QueueSimple import QueueSimple
 
-from conftest import Site
+from conftest import ROOT, Site
 from infocluster.gather import drop
 
 SETTINGS = {"durable": False, "lock_timeout_s": 10, "limit_bytes": 65536}
@@ -61,6 +63,7 @@ def test_entries_and_queues_are_read_beside_segments(gathered: Site) -> None:
     [
         "select * from nosuch",
         "selec",
+        " -- ",
         "select * from read_text('/etc/passwd')",
         "copy (select 1) to '{top}/out.csv'",
         "attach '{top}/x.db'",
@@ -70,7 +73,18 @@ def test_entries_and_queues_are_read_beside_segments(gathered: Site) -> None:
 def test_query_that_is_wrong_or_reaches_out_is_refused(gathered: Site, asked: str) -> None:
     done = gathered.batch("gather-query", asked.replace("{top}", str(gathered.root)))
     assert done.returncode == 65 and done.stderr.startswith("gather-query: cannot query: "), done.stdout
+    assert "\\x" not in done.stderr
     assert not Path(gathered.root / "out.csv").exists()
+
+
+@pytest.mark.parametrize("output", ["-csv", "-json"])
+def test_output_that_cannot_be_written_is_told_in_a_line(site: Site, output: str) -> None:
+    command = [sys.executable, str(ROOT / "batch/gather-query"), output, "select * from range(100000)"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, env=site.environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (75, 1) and "No space left" in done.stderr
 
 
 def test_application_without_records_hides_no_other(gathered: Site) -> None:

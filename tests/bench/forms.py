@@ -21,7 +21,7 @@ from pathlib import Path
 from apache import USER
 from bench import measure, served, startup
 from infocluster import config
-from infocluster.apps import forms_declared, forms_token
+from infocluster.apps import forms_compiled, forms_token
 
 ROUNDS = 150
 SECONDS = 5.0
@@ -65,7 +65,7 @@ def main() -> None:
         (site / "etc/forms/upload.toml").write_text(FORM + FILE)
         (site / "etc/secrets/forms").write_bytes(SECRET)
         config.compile_settings(str(conf))
-        forms_declared.compile_forms(config.load(str(conf)))
+        forms_compiled.compile_forms(config.load(str(conf)))
         started = (site / "programs/floor.cgi").read_text().splitlines()
         added = [f"import sys; sys.path.append({str(tree / 'lib/site')!r})", "import python_multipart.multipart"]
         (site / "programs/started.cgi").write_text("\n".join([started[0], *added, *started[1:], ""]))

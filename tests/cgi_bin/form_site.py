@@ -38,7 +38,7 @@ required = true
 published = true
 [[fields]]
 name = "email"
-label = "Address"
+label = "Address?"
 kind = "email"
 [[fields]]
 name = "entry"

@@ -140,7 +140,7 @@ def test_person_fills_the_sample_forms_and_the_night_publishes_what_was_marked(s
         shown.write_text(html.get_content())
         page.get(shown.as_uri())
         cells = [cell.text for cell in page.find_elements(By.TAG_NAME, "td")]
-        assert cells[:4] == ["Your name", "Bea", "Your entry", "Good morning"]
+        assert cells[:4] == ["Your name", "Bea", "Your entry", "Good\nmorning"]
         page.find_element(By.LINK_TEXT, "Publish it, or not").click()
         page.find_element(By.CSS_SELECTOR, "button[value=shown]").send_keys(Keys.ENTER)
         # What is found may be of the page that is just being left.

@@ -103,6 +103,7 @@ def test_entry_and_what_came_with_records_go_with_their_record(tmp_path: Path) -
     (tmp_path / "form.files").mkdir()
     names = ("0a-picture-0.png", ".~upload.1", "a-picture-0.png", "0b-x.png")
     named, *orphans, new = (tmp_path / "form.files" / name for name in names)
+    orphans.append(tmp_path / "form/.~0b.json.1")
     for path in (named, *orphans, new, entry):
         path.write_bytes(path.read_bytes() if path == entry else b"x")
         os.utime(path, (0, 0))
@@ -114,8 +115,9 @@ def test_entry_and_what_came_with_records_go_with_their_record(tmp_path: Path) -
         sweep.sweep(str(tmp_path), "form", read, 7, 9 * DAY_S, 1, said.append, said.append)
 
     sweep_with([])
-    assert said == ["drop form.files/.~upload.1", "drop form.files/a-picture-0.png"]
+    assert said[0] == f"drop form/{orphans[-1].name}" and not orphans[-1].exists()
+    assert said[1:] == ["drop form.files/.~upload.1", "drop form.files/a-picture-0.png"]
     assert named.exists() and entry.exists()
     sweep_with([mark])
-    assert said[2:] == ["drop form/0a.json", "drop form.files/0a-picture-0.png"]
+    assert said[3:] == ["drop form/0a.json", "drop form.files/0a-picture-0.png"]
     assert os.listdir(tmp_path / "form.files") == ["0b-x.png"]

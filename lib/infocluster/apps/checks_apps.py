@@ -5,11 +5,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from infocluster import files, names, processes
 from infocluster.aggregate import modules, signing
-from infocluster.apps import accounts, forms_declared, forms_moderation, queue_check
+from infocluster.apps import accounts, forms_compiled, forms_declared, forms_moderation, queue_check
 from infocluster.apps import runbatch as runbatch_cgi
 from infocluster.apps.accounts import User
 from infocluster.apps.checks import PROGRAM_TIMEOUT_S, Fault, NotCheckedError, Place, only, quoted
@@ -21,34 +22,46 @@ from infocluster.poll.backends import base
 
 def forms(place: Place) -> Iterator[Fault]:
     """Check every declared form, that hits find it compiled, and that what it sends back can be signed."""
-    declared = forms_declared.all_names(place.settings)
+    declared = forms_compiled.all_names(place.settings)
     if not declared:
         raise NotCheckedError("there are none")
     is_asked = False
     for name in declared:
         try:
-            form = forms_declared.read(forms_declared.file_of(name, place.settings), place.settings)
+            form = forms_declared.read(forms_compiled.file_of(name, place.settings), place.settings)
             _try_templates(form, place.settings)
         except InfoclusterError as error:
             yield Fault(str(error), "edit it")
             continue
         except ImportError as error:
             raise NotCheckedError(f"the package {error.name} is missing") from None
-        if place.installed and not forms_declared.is_compiled(name, place.settings):
+        if place.installed and not forms_compiled.is_compiled(name, place.settings):
             yield Fault(
                 f"the compiled copy of the form {name} is missing or older than it",
                 f"{quoted(place.root)}/batch/check-site -compile",
             )
         yield from _refused(form, place)
         is_asked = is_asked or (forms_moderation.is_moderated(form) and form["answers"]["mail"] != "never")
-    secret = f"{os.path.dirname(place.settings_file)}/secrets/{place.settings['forms']['secret']}"
-    if (place.is_web or is_asked) and not os.path.exists(secret):
+    secret = f"{_secrets_dir(place)}/{place.settings['forms']['secret']}"
+    # Of a host that is both, one user owns it and the other one has the group.
+    readers = [(place.server, "chgrp")] * place.is_web + [(place.owner, "chown")] * (place.is_batch and is_asked)
+    try:
+        os.stat(secret)
+    except PermissionError:
+        return  # the check of secrets tells; a web author has come for his forms
+    except FileNotFoundError:
+        if not readers:
+            return
         yield Fault(
             f"{secret} is missing: "
             + ("no form can be sent" if place.is_web else "letters have no links to publish by"),
-            f"(umask 027; openssl rand -hex 32 >{quoted(secret)}); chgrp {place.server().name} {quoted(secret)}; "
-            "the same file on every web server and on the batch host",
+            f"(umask 027; openssl rand -hex 32 >{quoted(secret)}); the same file on every web server and on the "
+            "batch host; then check-site again, for who may read it",
         )
+        return
+    for reader, change in readers:
+        with suppress(NotCheckedError):  # nobody is of that name: the check of users tells
+            yield from _read_by(secret, reader(), change)
 
 
 def _refused(form: dict[str, Any], place: Place) -> Iterator[Fault]:
@@ -202,15 +215,20 @@ def _secrets_dir(place: Place) -> str:
     return os.path.dirname(place.settings_file) + "/secrets"
 
 
-def _read_by(path: str, user: User) -> Iterator[Fault]:
-    """Yield what keeps a user from reading a secret."""
-    try:
-        may_read = accounts.may(os.stat(path), user, 0o4)
-    except FileNotFoundError:
-        yield Fault(f"{path} is missing", f"(umask 027; openssl rand -hex 32 >{quoted(path)})")
-        return
-    if not may_read:
-        group = accounts.group_name(user.gid)
-        yield Fault(
-            f"{path} is not for {user.name} to read", f"chgrp {group} {quoted(path)}; chmod 0640 {quoted(path)}"
-        )
+def _read_by(path: str, user: User, change: str = "chgrp") -> Iterator[Fault]:
+    """Yield what keeps a user from reading a secret: its own mode, or that of a directory above it."""
+    part, wanted, mode = path, 0o4, "0640"
+    to = user.name if change == "chown" else accounts.group_name(user.gid)
+    while True:
+        try:
+            status = os.stat(part)
+        except FileNotFoundError:
+            yield Fault(f"{part} is missing", f"(umask 027; openssl rand -hex 32 >{quoted(part)})")
+            return
+        if not accounts.may(status, user, wanted):
+            yield Fault(
+                f"{part} is not for {user.name} to read", f"{change} {to} {quoted(part)}; chmod {mode} {quoted(part)}"
+            )
+        if os.path.basename(part) == "secrets":
+            return
+        part, wanted, mode = os.path.dirname(part), 0o1, "0750"

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from infocluster import config, names
-from infocluster.apps import accounts, checks_apps, checks_cluster, checks_host, forms_declared, installation
+from infocluster.apps import accounts, checks_apps, checks_cluster, checks_host, forms_compiled, installation
 from infocluster.apps.checks import Fault, NotCheckedError, Place, quoted
 from infocluster.cron.command import Run
 from infocluster.errors import RefusedError, UnavailableError, reason
@@ -40,7 +40,8 @@ def work(run: Run) -> str:
     listed: list[dict[str, str]] = []
     for name, check in CHECKS.items():
         try:
-            faults = list(check(place))
+            # Two secrets may have one directory that is closed.
+            faults = list(dict.fromkeys(check(place)))
         except NotCheckedError as error:
             states[name] = f"not checked: {error}"
             continue
@@ -85,7 +86,7 @@ def renew(root: str, settings_file: str) -> str:
             installation.compile_modules(root, root)
             installation.write_compiled(root, root)
             done.append(f"{root}/{installation.COMPILED}")
-        forms = forms_declared.compile_forms(config.load(settings_file))
+        forms = forms_compiled.compile_forms(config.load(settings_file))
         if forms:
             done.append(f"the form{'s' * (len(forms) > 1)} {', '.join(forms)}")
     except OSError as error:

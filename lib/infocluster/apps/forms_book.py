@@ -34,6 +34,7 @@ FILE_MODE = 0o640
 COPIED_BYTES = 1 << 20
 NEW = "new"
 ID_LEAST = 8
+ID_DIGITS = "0123456789abcdef"
 _FILE_TEXTS = ("name", "type", "sha256", "file")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -123,12 +124,8 @@ class Book:
         """Return the one answer whose id begins so, or None.
 
         Raises:
-            UsageError: the beginning is too short, or there are several.
+            UsageError: there are several.
         """
-        if len(start) < ID_LEAST or not set(start) <= set("0123456789abcdef"):
-            raise UsageError(
-                f"cannot look for {start[:40]!r}: expected {ID_LEAST} or more characters of an answer's id"
-            )
         found = self.answers("substr(id, 1, ?) = ?", (len(start), start))
         if len(found) > 1:
             raise UsageError(f"cannot tell which answer {start} is: there are {len(found)}; give more of its id")
@@ -159,6 +156,10 @@ class Book:
             gone: the answers.
             for_good: whether they stay away when a server's segment is read once more.
         """
+        # Files first: what an interrupted run has left would be named by nothing.
+        for answer in gone:
+            for told in sent_files(answer.record):
+                remove_file(f"{self.files_dir}/{told['file']}")
         with self.cursor.transaction() as db:
             for answer in gone:
                 db.execute("DELETE FROM answers WHERE id = ?", (answer.id,))
@@ -167,9 +168,6 @@ class Book:
                 db.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (answer.day,))
                 if for_good:
                     db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (answer.id,))
-        for answer in gone:
-            for told in sent_files(answer.record):
-                remove_file(f"{self.files_dir}/{told['file']}")
 
     def uncopied(self) -> list[Answer]:
         """Return the answers whose files are still to be copied."""
@@ -248,6 +246,8 @@ def all_names(settings: Settings) -> list[str]:
 def opened(name: str, settings: Settings) -> Iterator[Book]:
     """Open the database of a form, made if missing, and close it at the end.
 
+    Only one run does so at a time: writes beside it that are not finished are those of one that was killed, and go.
+
     Raises:
         UnavailableError: it cannot be opened.
     """
@@ -255,6 +255,9 @@ def opened(name: str, settings: Settings) -> Iterator[Book]:
     try:
         for directory in (os.path.dirname(top), top, top + "/files"):
             files.make_directories(directory, DIRECTORY_MODE)
+        for directory in (top, top + "/files"):
+            for left in filter(files.is_temporary, os.listdir(directory)):
+                os.unlink(f"{directory}/{left}")
     except OSError as error:
         raise UnavailableError(f"cannot make {top}: {reason(error)}") from error
     with cursor.opened(top + "/answers.sqlite", SCHEMA) as position:

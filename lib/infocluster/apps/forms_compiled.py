@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A declared form, as fast as a hit needs it.
+"""Declared forms by name: where they are, and a form as fast as a hit needs it.
 
 `forms_declared` reads ``NAME.toml``, says what is wrong with it and renders its pages. A hit has no time for that, so
 ``forms-nightly -render`` and ``check-site -compile`` leave a compiled copy beside each declaration:
@@ -15,6 +15,7 @@ import marshal
 import posix
 
 from infocluster import files, names
+from infocluster.errors import ConfigError, UnavailableError, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,28 @@ if TYPE_CHECKING:
 
 FORMAT = "infocluster form 2"
 SUFFIX = ".toml"
+
+
+def all_names(settings: "Settings") -> "list[str]":
+    """Return the names of all declared forms.
+
+    Raises:
+        ConfigError: the directory of declarations cannot be read; one that is missing holds none.
+    """
+    directory = settings["forms"]["forms_dir"]
+    try:
+        found = posix.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"cannot read the forms in {directory}: {reason(error)}") from error
+    stems = sorted(name.removesuffix(SUFFIX) for name in found if name.endswith(SUFFIX))
+    return [stem for stem in stems if names.is_name(stem)]
+
+
+def file_of(name: str, settings: "Settings") -> str:
+    """Return where the declaration of a form is."""
+    return f"{settings['forms']['forms_dir']}/{name}{SUFFIX}"
 
 
 def load(name: str, settings: "Settings") -> "Form | None":
@@ -40,7 +63,7 @@ def load(name: str, settings: "Settings") -> "Form | None":
     """
     if not names.is_name(name):
         return None
-    file = f"{settings['forms']['forms_dir']}/{name}{SUFFIX}"
+    file = file_of(name, settings)
     try:
         status = posix.stat(file)
     except OSError:
@@ -79,6 +102,40 @@ def write(file: str, form: "Form", status: "posix.stat_result") -> None:
         OSError: the directory cannot be written.
     """
     files.replace(file + ".compiled", marshal.dumps((FORMAT, status.st_size, status.st_mtime_ns, form)))
+
+
+def compile_form(name: str, settings: "Settings") -> None:
+    """Leave a compiled copy beside one declaration.
+
+    Raises:
+        ConfigError: it says something impossible.
+        UnavailableError: the directory cannot be written.
+    """
+    file = file_of(name, settings)
+    try:
+        status = posix.stat(file)
+        write(file, _read(file, settings), status)
+    except OSError as error:
+        raise UnavailableError(f"cannot compile {file}: {reason(error)}") from error
+
+
+def compile_forms(settings: "Settings") -> "list[str]":
+    """Leave a compiled copy beside every declaration, and return their names.
+
+    Raises:
+        ConfigError: one of them says something impossible; those before it are compiled.
+        UnavailableError: the directory cannot be written.
+    """
+    found = all_names(settings)
+    for name in found:
+        compile_form(name, settings)
+    return found
+
+
+def is_compiled(name: str, settings: "Settings") -> bool:
+    """Tell whether the compiled copy of a form is there and up to date."""
+    file = file_of(name, settings)
+    return compiled(file, posix.stat(file)) is not None
 
 
 def _read(file: str, settings: "Settings") -> "Form":

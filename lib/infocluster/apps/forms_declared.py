@@ -15,14 +15,14 @@ Source: TOML v1.0.0; HTML Living Standard, 4.10 Forms.
 import os
 import re
 import tomllib
+import warnings
 from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 
 from infocluster import files, names, pages
-from infocluster.apps import forms_compiled, forms_moderation
 from infocluster.apps.forms_check import KINDS, TRAP
 from infocluster.config import Settings
-from infocluster.errors import ConfigError, UnavailableError, reason
+from infocluster.errors import ConfigError, reason
 from infocluster.settings import BOOLEAN, NAME, TEXT, Kind, toml
 from infocluster.web.uploads import TYPES
 
@@ -30,6 +30,8 @@ Form = dict[str, Any]
 
 FIELDS_LIMIT = 100
 FEW = 6
+# What people decide of its answers is gathered under its name, too: see forms_moderation.
+NAME_ROOM = names.NAME_LIMIT - len("decisions-")
 UPLOAD_KB_MOST = 1 << 20
 TOKEN_PLACE = "token-of-this-visit-goes-here"  # noqa: S105 - where a token is put, no token
 # What a record of gather-query has beside the answers, and what form.cgi itself sends.
@@ -155,28 +157,6 @@ ONLY = {
 }
 
 
-def all_names(settings: Settings) -> list[str]:
-    """Return the names of all declared forms.
-
-    Raises:
-        ConfigError: the directory of declarations cannot be read; one that is missing holds none.
-    """
-    directory = settings["forms"]["forms_dir"]
-    try:
-        found = os.listdir(directory)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise ConfigError(f"cannot read the forms in {directory}: {reason(error)}") from error
-    stems = sorted(name.removesuffix(forms_compiled.SUFFIX) for name in found if name.endswith(forms_compiled.SUFFIX))
-    return [stem for stem in stems if names.is_name(stem)]
-
-
-def file_of(name: str, settings: Settings) -> str:
-    """Return where the declaration of a form is."""
-    return f"{settings['forms']['forms_dir']}/{name}{forms_compiled.SUFFIX}"
-
-
 def read(file: str, settings: Settings) -> Form:
     """Return a form: its declaration checked, with its pages rendered.
 
@@ -219,10 +199,11 @@ def parsed(text: str, file: str, settings: Settings, is_gone: bool = False) -> F
     if is_gone:
         written.pop("templates", None)
     form = _Checked(file, text).form(written)
-    form["name"] = os.path.basename(file).removesuffix(forms_compiled.SUFFIX)
-    room = names.NAME_LIMIT - len(forms_moderation.app_of(""))
-    if len(form["name"]) > room:
-        raise ConfigError(f"cannot use the form {file}: its name is too long: expected at most {room} characters")
+    form["name"] = os.path.splitext(os.path.basename(file))[0]
+    if len(form["name"]) > NAME_ROOM:
+        raise ConfigError(
+            f"cannot use the form {file}: its name is too long: expected at most {NAME_ROOM} characters"
+        )
     form["has_files"] = any(field["kind"] == "file" for field in form["fields"])
     form["sources"] = _sources(form, settings)
     empty = page(form, settings, TOKEN_PLACE)
@@ -279,31 +260,6 @@ def _check_page(text: str, form: Form, template: str) -> None:
         raise ConfigError(f'{template}: expected enctype="multipart/form-data", since files are sent')
     if text.count(TOKEN_PLACE) != 1:
         raise ConfigError(f"{template}: expected the value token once, as that of the input {TRAP['token']}")
-
-
-def compile_forms(settings: Settings) -> list[str]:
-    """Leave a compiled copy beside every declaration, and return their names.
-
-    Raises:
-        ConfigError: one of them says something impossible; those before it are compiled.
-        UnavailableError: the directory cannot be written.
-    """
-    done = []
-    for name in all_names(settings):
-        file = file_of(name, settings)
-        try:
-            status = os.stat(file)
-            forms_compiled.write(file, read(file, settings), status)
-        except OSError as error:
-            raise UnavailableError(f"cannot compile {file}: {reason(error)}") from error
-        done.append(name)
-    return done
-
-
-def is_compiled(name: str, settings: Settings) -> bool:
-    """Tell whether the compiled copy of a form is there and up to date."""
-    file = file_of(name, settings)
-    return forms_compiled.compiled(file, os.stat(file)) is not None
 
 
 def page(
@@ -435,10 +391,10 @@ class _Checked:
             if field["rows"] > 1 and (field["repeats"] > 1 or field["pattern"]):
                 raise wrong("rows", "a field of several rows has one answer and no pattern")
             self.bounds(field, wrong)
-            try:
-                re.compile(field["pattern"])
-            except re.error as error:
-                raise wrong("pattern", f"expected a regular expression: {error}") from None
+            body_bytes = form["limits"]["body_kb"] * 1024
+            if kind in ONLY["length"] and field["length"] > body_bytes:
+                raise wrong("length", f"{field['length']}: expected at most {body_bytes}, as limits.body_kb has it")
+            self.pattern(field["pattern"], wrong)
 
     def templates(self, form: Form) -> None:
         """Check that the form's own templates are there."""
@@ -455,6 +411,15 @@ class _Checked:
                 raise wrong(name, f"expected {'a day' if field['kind'] == 'date' else 'a number'}, as the kind is")
         if "" not in (field["least"], field["most"]) and field["least"] > field["most"]:
             raise wrong("most", "expected no less than least")
+
+    @staticmethod
+    def pattern(pattern: str, wrong: Any) -> None:
+        """Check that a pattern is one; what Python warns of, such as "[[", browsers read otherwise."""
+        try:
+            with warnings.catch_warnings(action="error"):
+                re.compile(pattern)
+        except (re.error, Warning) as error:
+            raise wrong("pattern", f"expected a regular expression: {error}") from None
 
     @staticmethod
     def said(value: Any) -> str:

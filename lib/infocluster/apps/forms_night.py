@@ -20,13 +20,20 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from infocluster import files, letters, names, secrets
-from infocluster.apps import forms, forms_book, forms_declared, forms_moderation, forms_results, forms_templates
+from infocluster.apps import (
+    forms,
+    forms_book,
+    forms_compiled,
+    forms_declared,
+    forms_moderation,
+    forms_results,
+    forms_templates,
+)
 from infocluster.apps.forms_book import Answer, Book
 from infocluster.apps.forms_moderation import HIDDEN, SHOWN
 from infocluster.config import Settings
@@ -80,7 +87,7 @@ def _declared(run: Run, wanted: Any) -> list[Form]:
 
     Shape: beside what a form has (`forms_declared`): ``text``, of its declaration, and ``is_gone``.
     """
-    known, kept = forms_declared.all_names(run.settings), forms_book.all_names(run.settings)
+    known, kept = forms_compiled.all_names(run.settings), forms_book.all_names(run.settings)
     there = list(dict.fromkeys([*known, *kept]))
     for name in wanted:
         if name not in there:
@@ -106,7 +113,7 @@ def _form(run: Run, name: str, is_gone: bool) -> Form:
         ConfigError: the declaration is not as it has to be.
         UnavailableError: the form's database cannot be opened.
     """
-    file = forms_declared.file_of(name, run.settings)
+    file = forms_compiled.file_of(name, run.settings)
     if is_gone:
         with forms_book.opened(name, run.settings) as book:
             text = book.declared()
@@ -149,16 +156,23 @@ def _night(run: Run, declared: list[Form]) -> str:
 
 
 def _render(run: Run, declared: list[Form]) -> str:
-    """Compile every declaration, and publish the pages of thanks and of what may be shown."""
-    compiled = forms_declared.compile_forms(run.settings)
+    """Compile declarations where that is ours to do, and publish the pages of thanks and of what may be shown."""
+    left: list[str] = []
 
     def one(form: Form, book: Book) -> int:
         _write(run, form, book, also_if_same=True)
+        try:
+            forms_compiled.compile_form(form["name"], run.settings)
+        except UnavailableError:
+            # Where settings are root's, as they should be. A hit reads the declaration itself, if more slowly.
+            if not forms_compiled.is_compiled(form["name"], run.settings):
+                left.append(form["name"])
         return 1
 
-    _each(run, declared, one)
-    count, where = len(compiled), run.settings["forms"]["directory"]
-    return f"{count} form{'s' * (count != 1)} compiled; to be pushed: {where}"
+    count, where = _each(run, declared, one), run.settings["forms"]["directory"]
+    if left:
+        run.say(f"hits are slow until who may write there runs check-site -compile: {', '.join(left)}")
+    return f"{count} form{'s' * (count != 1)} rendered; to be pushed: {where}"
 
 
 def _take_in(run: Run, form: Form, book: Book) -> int:
@@ -294,7 +308,7 @@ def _record(line: bytes, id_digits: int = 32) -> dict[str, Any] | None:
 
 
 def _is_id(value: Any, digits: int) -> bool:
-    return isinstance(value, str) and len(value) == digits and set(value) <= set("0123456789abcdef")
+    return isinstance(value, str) and len(value) == digits and set(value) <= set(forms_book.ID_DIGITS)
 
 
 def _copy_files(run: Run, form: Form, book: Book) -> None:
@@ -435,6 +449,11 @@ def _waiting(run: Run, declared: list[Form]) -> str:
 
 def _decide(run: Run, declared: list[Form], start: str, state: str) -> str:
     """Mark one answer, and publish what follows from it."""
+    least = forms_book.ID_LEAST
+    if len(start) < least or not set(start) <= set(forms_book.ID_DIGITS):
+        raise UsageError(
+            f"cannot look for {names.shown(start)}: expected {least} or more characters of an answer's id"
+        )
     done: list[str] = []
 
     def one(form: Form, book: Book) -> int:
@@ -475,7 +494,7 @@ def _erase(run: Run, declared: list[Form], asked: str) -> str:
         _take_back_letters(run, book, {answer.letter for answer in gone} - {""})
         book.remove(gone, for_good=True)
         _write(run, form, book)
-        for line in _remaining(run.settings, form, gone):
+        for line in _remaining(run, form, gone):
             run.say(line)
         return len(gone)
 
@@ -484,7 +503,7 @@ def _erase(run: Run, declared: list[Form], asked: str) -> str:
         raise UsageError(f"cannot erase {names.shown(asked)}: no form has, and no answer had, such a field")
     return (
         f"{count} answer{'s' * (count != 1)} erased on this host; to be pushed: {run.settings['forms']['directory']}"
-        if count
+        if count or run.faults
         else "no answer has that value"
     )
 
@@ -513,18 +532,24 @@ def _take_back_letters(run: Run, book: Book, keys: set[str]) -> None:
             run.say(f"a letter with it was sent: its Message-ID begins with <{key}@; nothing can take that back")
 
 
-def _remaining(settings: Settings, form: Form, gone: list[Answer]) -> list[str]:
+def _remaining(run: Run, form: Form, gone: list[Answer]) -> list[str]:
     """Return a line for each file on a server that still holds what was erased, which several may: a double click."""
-    gather, app = settings["gather"], forms.app_of(form["name"])
+    settings, app = run.settings, forms.app_of(form["name"])
+    gather = settings["gather"]
     copy = "; the copy here goes a day later" if gather["pull_from"] else ""
     ids = {answer.id for answer in gone}
     held, sent = set(), set()
     for source in _sources(settings, app) if ids else ():
         for part in collect.look(source, {}).parts:
-            with suppress(FileNotFoundError):  # swept, or consumed, meanwhile
+            try:
                 content = collect.content(part)
-                if any(one.encode() in content for one in ids):
-                    held.add((part.server, part.segment))
+            except FileNotFoundError:  # swept, or consumed, meanwhile
+                continue
+            except OSError as error:
+                run.fault(f"cannot tell whether {part.path} holds it: {reason(error)}")
+                continue
+            if any(one.encode() in content for one in ids):
+                held.add((part.server, part.segment))
     for file in glob.glob(f"*/{gather['host']}/{app}.files/*", root_dir=gather["gather_dir"]) if ids else ():
         server, name = file.partition("/")[0], os.path.basename(file)
         if name.partition("-")[0] in ids:

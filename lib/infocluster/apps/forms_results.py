@@ -324,10 +324,11 @@ def _text(about: str, answers: Sequence[Answer], finding: Finding, decide: Mappi
         lines += ["", one.title, "-" * plain.columns(one.title)]
         for label, value in one.rows:
             first, *more = str(value).split("\n")
-            lines += [f"{label}: {first}", *["    " + line for line in more]]
+            end = "" if str(label).endswith((".", ":", "?", "!")) else ":"
+            lines += [f"{label}{end} {first}", *["    " + line for line in more]]
         if answer.id in decide:
             lines.append(f"{DECIDE}: {decide[answer.id]}")
-    return "\n".join(lines) + "\n"
+    return pages.visible("\n".join(lines)) + "\n"
 
 
 def _shown(value: Any) -> str:

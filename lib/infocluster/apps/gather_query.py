@@ -35,6 +35,8 @@ def work(run: Run) -> str:
         ConfigError: DuckDB is not installed.
         BadInputError: the query is wrong.
         UsageError: two forms of output are asked for.
+        UnavailableError: the gather directory cannot be read, or nothing can be written.
+        KeyboardInterrupt: a signal came.
     """
     if run.arguments["csv"] and run.arguments["json"]:
         raise UsageError("cannot print -csv and -json at once")
@@ -53,17 +55,33 @@ def work(run: Run) -> str:
                 try:
                     db.execute(_view(app, gather["gather_dir"], gather["host"], found))
                 except duckdb.Error as error:
-                    run.fault(f"cannot make a table of {app}: {error}")
+                    run.fault(f"cannot make a table of {app}: {_said(error)}")
             db.execute("SET lock_configuration = true")
-            done = db.execute(str(run.arguments["sql"]))
+            # Of nothing but a comment, what comes back is nothing, whatever the library's types say.
+            done: Any = db.execute(str(run.arguments["sql"]))
+            if done is None:
+                raise BadInputError("cannot query: there is no SQL in it")
             if done.description is None:
                 return ""
             head = [column[0] for column in done.description]
             rows = iter(lambda: done.fetchmany(ROWS_AT_ONCE), [])
             _print(run, head, (row for several in rows for row in several))
         except duckdb.Error as error:
-            raise BadInputError(f"cannot query: {error}") from error
+            raise BadInputError(f"cannot query: {_said(error)}") from error
+        except RuntimeError as error:
+            # So the library tells of a signal, and of nothing else.
+            raise KeyboardInterrupt from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UnavailableError(f"cannot write to the standard output: {reason(error)}") from error
     return ""
+
+
+def _said(error: Exception) -> str:
+    """Return what DuckDB says, in one line, without the mark below the place."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line.strip("^"))
 
 
 def _segments(gather_dir: str, host: str, sql: str) -> dict[str, list[str]]:

@@ -44,7 +44,7 @@ from typing import Any
 
 import infocluster
 from infocluster import config, files, pages, processes, settings
-from infocluster.apps import forms_declared, manual
+from infocluster.apps import forms_compiled, manual
 from infocluster.errors import ConfigError, InfoclusterError, UsageError, reason
 
 BOOTSTRAP = 'import os.path, sys\nsys.path.insert(0, os.path.realpath(__file__ + "/../../lib"))\n'
@@ -188,7 +188,7 @@ def install(
     # Last, since it may be an administrator's file that says something impossible: the rest is in place by then.
     config.compile_settings(f"{root}/etc/infocluster.toml", prefix)
     # Not as compiled, which names the place of use: where the tree is built now.
-    forms_declared.compile_forms(settings.read(f"{root}/etc/infocluster.toml"))
+    forms_compiled.compile_forms(settings.read(f"{root}/etc/infocluster.toml"))
     os.sync()
 
 

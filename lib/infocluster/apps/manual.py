@@ -255,7 +255,7 @@ def form_page() -> Page:
     page.sections["DESCRIPTION"] = [
         "One TOML file a form, NAME.toml in forms.forms_dir, for form.cgi/NAME: keys, then sections, then a section",
         "[[fields]] for each field. A fault is told with file, line and key. doc/forms.md says what the keys are",
-        "for; after a change, forms-nightly -render compiles all declarations and publishes their pages.",
+        "for; after a change, forms-nightly -render publishes their pages, check-site -compile makes hits fast.",
         "",
         *_keys(forms_declared.TOP),
     ]

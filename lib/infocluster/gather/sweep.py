@@ -8,7 +8,7 @@ as old as that, and what died in it is purged.
 
 An entry, one record a file, ``<app>/<id>.json``, goes in the same way, its day being that of the file's time. What
 came with records, in ``<app>.files/``, goes when no record names it any more and it is older than a day; so do
-writes there that were not finished.
+writes in both that were not finished.
 """
 
 import calendar
@@ -77,8 +77,20 @@ def sweep(
             fault(f"cannot drop {top}/{segment}: {reason(error)}")
         except InfoclusterError as error:
             fault(str(error))
+    _sweep_unfinished(top, now, say, fault)
     _sweep_files(top, now, say, fault)
     return dropped
+
+
+def _sweep_unfinished(top: str, now: float, say: Callable[[str], None], fault: Callable[[str], None]) -> None:
+    """Unlink entries that were never finished: nobody was told that they are kept."""
+    try:
+        for one in os.scandir(top):
+            if files.is_temporary(one.name) and one.stat(follow_symlinks=False).st_mtime < now - DAY_S:
+                os.unlink(one.path)
+                say(f"drop {os.path.basename(top)}/{one.name}")
+    except OSError as error:
+        fault(f"cannot sweep {top}: {reason(error)}")
 
 
 def _sweep_files(top: str, now: float, say: Callable[[str], None], fault: Callable[[str], None]) -> None:
