@@ -242,7 +242,7 @@ def write(site, path, content="x"):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["-status", "world/a"], "-status does not go with -path"),
+        (["-status", "world/a"], "-status does not go with a path"),
         (["-via=", "world/a"], "the host to push by"),
         (["-via=-oProxyCommand=x", "world/a"], "the host to push by"),
         (["-retry", "world/a"], "-retry sends what servers lack"),

@@ -64,10 +64,14 @@ def _result(outcome: Outcome, show: bool) -> str:
     )
     parts = [f"{count} {one if count == 1 else many}" for count, one, many in counts if count]
     removed = len(outcome.changes) - len(sent)
+    if show and not outcome.faults and outcome.changes:
+        would = [f"send {', '.join(parts)}"] if parts else []
+        would += [f"remove {removed}"] if removed else []
+        return f"would {', '.join(would)}"
     parts += [f"{removed} {'to remove' if show else 'removed'}"] if removed else []
     done = ", ".join(parts) or "nothing to do"
     if not outcome.faults:
-        return f"would do {done}" if show and parts else f"ok, {done}"
+        return f"ok, {done}"
     more = len(outcome.faults) - FAULTS_SHOWN
     why = "; ".join(outcome.faults[:FAULTS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
     return f"failed{' after ' + done if parts else ''}: {why}"

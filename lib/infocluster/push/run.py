@@ -104,6 +104,7 @@ def push(
         # Only now: the pushes that were waited for have noted what failed.
         lacking = ledger.lacking(state_dir, every, told) if request.retry or request.quick else {}
         kinds = list(_kinds(targets, skeletons, paths, conf, say, told))
+        plan.tell_gone((kind.listing for kind in kinds), say)
         jobs = [job for kind in kinds for job in _jobs(kind, request, lacking, conf, told)]
         with _slot(request, conf, say), progress("pushing", len(jobs), "servers") as advance:
             if not request.show:
