@@ -447,16 +447,10 @@ class Push:
         parents = [parent for parent in parents if parent != _HOLDING]
         if found := _TEMPORARY.fullmatch(name):
             known = join("/".join(parents), found["name"])
-            if known in self.named or self.holds(parents, found["name"]):
+            directory = self.listing.directory("/".join(parents))
+            if known in self.named or (directory is not None and found["name"] in directory.entries):
                 name = found["name"]
         return join("/".join(parents), name)
-
-    def holds(self, parents: list[str], name: str) -> bool:
-        """Tell whether the listing has a file or link."""
-        node: Directory | None = self.listing.top
-        for parent in parents:
-            node = node.directories.get(parent) if node is not None else None
-        return node is not None and name in node.entries
 
 
 def _action(line: str) -> Action | None:
