@@ -8,6 +8,7 @@ Shape: the record of a push is one file in STATE_DIR/pushes, ``20251122T190411.2
          "started": 1763838251.25, "waited_s": 0.0, "held": [1763838251.25, 1763838251.66], "duration_s": 0.42,
          "paths": ["world/sample"], "show": false,
          "ok": false,
+         "faults": ["push host push1: not heard for 10 s; the other push hosts will serve web[1,3]"],
          "left": [{"path": "world/sample/draft.html", "reason": "others may not read it (mode 0600)"}],
          "servers": [{"name": "web1", "ok": true, "installed": 1, "updated": 2, "removed": 0, "bytes": 8211,
                       "duration_s": 0.31, "faults": []}],
@@ -16,9 +17,9 @@ Shape: the record of a push is one file in STATE_DIR/pushes, ``20251122T190411.2
                       "more": 0}]}
 
     ``started`` in Unix seconds, ``waited_s`` for the path locks, which were ``held`` from one Unix time to
-    another. ``changes`` has one element for each set of servers
-    to which the same was done; of more than 1000 paths the first are kept and ``more`` counts the others. ``ok``
-    says that every server has everything. The newest 1000 records are kept.
+    another. ``ok`` says that every server has everything; ``faults`` are what was wrong beside what is ``left`` out
+    and with servers. ``changes`` has one element for each set of servers to which the same was done; of more than
+    1000 paths the first are kept and ``more`` counts the others. The newest 1000 records are kept.
 
 Source: documentation of wwwpush; ClusterShell's node sets.
 """
