@@ -35,6 +35,7 @@ from contextlib import contextmanager, suppress
 
 from infocluster import files, processes, trees
 from infocluster.errors import ConfigError, RefusedError, UnavailableError, reason
+from infocluster.locks import tickets
 from infocluster.names import printable
 from infocluster.push import ssh
 from infocluster.push.order import Order
@@ -138,7 +139,8 @@ class _Push:
         made = []
         try:
             try:
-                files.make_directories(directory, 0o750)
+                if not os.path.isdir(directory):
+                    tickets.make(directory)
                 for name, content, mode in (
                     (f"{stamp}.dist", text, 0o640),
                     (f"{stamp}.ssh", f'#!/bin/sh\nexec {" ".join(words)} "$@"\n', 0o750),

@@ -39,7 +39,7 @@ FORMAT = "infocluster push 1"
 CHANGES_LIMIT = 1000
 RECORDS_KEPT = 1000
 FAULTS_SHOWN = 3
-RECORD_MODE = 0o640
+RECORD_MODE = 0o660
 
 Record = dict[str, Any]
 
@@ -120,12 +120,11 @@ def of_server(outcome: Outcome) -> Record:
 
 
 def keep(record: Record, directory: str) -> None:
-    """Write a record and remove the oldest beyond those that are kept.
+    """Write a record in a directory, which the ledger has made, and remove the oldest beyond those that are kept.
 
     Raises:
         OSError: it cannot be written.
     """
-    files.make_directories(directory, 0o750)
     seconds, rest = divmod(round(record["started"] * 1e6), 1_000_000)
     start = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}.{rest:06d}Z"
     files.replace(
