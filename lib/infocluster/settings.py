@@ -327,7 +327,7 @@ TABLE = (
     ),
     Setting(
         "push", "push_host_command", TEXT, "",
-        "The program wwwpush on the push hosts; by default called as here. An ssh key of theirs may allow no other.",
+        "The program wwwpush on the push hosts; by default called as here.",
     ),
     Setting("push", "rsync", PROGRAM, "/usr/bin/rsync", "The program behind transport = \"ssh\" and \"daemon\"."),
     Setting("push", "rdist", PROGRAM, "/usr/bin/rdist", "The program behind transport = \"rdist\"."),

@@ -135,6 +135,13 @@ class Listing:
         self.leave: Leave | None = None
         self.worked_out: object = None
 
+    def directory(self, path: str) -> Directory | None:
+        """Return a directory by its tree path, "" for the root; None where the listing has none."""
+        node: Directory | None = self.top
+        for name in path.split("/") if path else ():
+            node = node.directories.get(name) if node is not None else None
+        return node
+
     def stays(self, path: str) -> str | None:
         """Return why something that only a destination has at a path stays there, or None."""
         if self.leave is None:

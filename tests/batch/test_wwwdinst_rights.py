@@ -243,6 +243,22 @@ def test_by_group_permissions_where_there_is_no_sudo(host: Host) -> None:
     assert [place.owner() for place in kept.iterdir()] == [JOE, JOE]
 
 
+def test_pushes_of_a_group_and_of_the_file_owner_keep_one_ledger(host: Host) -> None:
+    host.configure("")
+    host.share(JANE)
+    page = host.prefix / "var/www/world/page"
+    for directory in (page.parent, host.prefix / "var/web1/world"):
+        directory.mkdir()
+        shutil.chown(directory, OWNER, JANE)
+        directory.chmod(0o2775)
+    for user in (JANE, JOE, OWNER):
+        page.write_text(f"pushed by {user}")
+        done = host.run(user, "wwwpush", "world/page", group=JANE)
+        assert (done.returncode, done.stderr, done.stdout[:19]) == (0, "", "web1: ok, 1 file\nww")
+    lines = host.run(JOE, "wwwpush", "-status", group=JANE).stdout.splitlines()
+    assert [line.split()[2] for line in lines[:-1]] == [f"{user}:" for user in (JANE, JOE, OWNER)]
+
+
 def test_directory_that_may_not_be_listed_is_said(host: Host) -> None:
     host.configure("")
     host.share(JANE)

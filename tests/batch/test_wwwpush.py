@@ -242,7 +242,7 @@ def write(site, path, content="x"):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["-status", "world/a"], "-status does not go with -path"),
+        (["-status", "world/a"], "-status does not go with a path"),
         (["-via=", "world/a"], "the host to push by"),
         (["-via=-oProxyCommand=x", "world/a"], "the host to push by"),
         (["-retry", "world/a"], "-retry sends what servers lack"),
@@ -272,6 +272,12 @@ def test_retry_sends_what_a_server_lacks_and_status_shows_it(site):
     assert (site.delivered("web2") / "world/a/page.html").read_text() == "changed"
     assert (site.delivered("web2") / "world/b/page.html").read_text() == "x"
     assert site.batch("wwwpush", "-retry").stdout == "wwwpush: no server lacks anything\n"
+    write(site, "world/secret").chmod(0o600)
+    (site.production / "other").symlink_to("world")
+    assert site.batch("wwwpush", "-all").returncode == 1
+    *_, push, fault, _ = site.batch("wwwpush", "-status").stdout.splitlines()
+    assert ": wwwpush world: web[1-3] ok, 1 left out, in " in push
+    assert fault == "  cannot push other: a tree is a directory, and 'other' is a symbolic link"
 
 
 def test_quick_sends_what_changed_here_and_all_heals_what_changed_there(site):

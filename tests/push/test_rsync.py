@@ -665,6 +665,26 @@ def test_much_that_is_new_runs_no_rsync(site, cluster, monkeypatch):
     assert site.push("world") == []
 
 
+@pytest.mark.parametrize("site", ["parcel", "archive"], indirect=True)
+def test_what_was_unpacked_when_its_shell_was_killed_is_removed_by_the_next_push(site, cluster):
+    site.write("world/dir/page", os.urandom(200_000).hex())
+    site.write("world/dir/page", "old", where=site.copy)
+    site.write("world/dir/new")
+    # Another push of this tree is at it.
+    other = site.copy / f"world/.~push.0123456789ab.{os.getpid()}"
+    other.mkdir()
+    wrap(cluster, "tar", breaking(site, "/bin/tar"))
+    site.push("world/dir")
+    (left,) = set(site.copy.glob("world/.~*")) - {other}
+    assert left.stat().st_mode & 0o777 == 0o700
+    (cluster.root / "bin/tar").unlink()
+    site.write("world/dir/newer")
+    site.push("world/dir")
+    assert list(site.copy.glob("world/.~*")) == [other]
+    other.rmdir()
+    assert state(site.copy) == state(site.source)
+
+
 @pytest.mark.parametrize("site", ["archive"], indirect=True)
 def test_rsync_goes_on_where_an_archive_cannot_be_unpacked(site, cluster, monkeypatch):
     monkeypatch.setattr(archives, "SHIPMENT_COUNT", 9)

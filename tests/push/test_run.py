@@ -70,7 +70,10 @@ def test_path_that_is_gone_is_removed_on_the_servers(site):
     Push(site, "world", everything=True)
     (site.production / "world/gone/page").unlink()
     (site.production / "world/gone").rmdir()
-    assert Push(site, "world/gone").said == ["web[1-3]: ok, 2 removed"]
+    assert Push(site, "world/gone", "world/slip").said == [
+        "not in the production tree: world/gone, world/slip; servers that have it lose it",
+        "web[1-3]: ok, 2 removed",
+    ]
     assert held(site, "web2") == {"world", "world/kept"}
 
 
@@ -215,8 +218,8 @@ def test_show_says_what_a_push_would_do_and_changes_nothing(site):
         "web[2-3]: install world/a/",
         "web[2-3]: install world/a/new",
         "web[2-3]: install world/a/same",
-        "web1: would do 2 files, 1 to remove",
-        "web[2-3]: would do 2 files, 2 directories",
+        "web1: would send 2 files, remove 1",
+        "web[2-3]: would send 2 files, 2 directories",
     ]
     assert push.finished == []
     assert ([held(site, server) for server in site.servers], sorted(site.state.rglob("*"))) == before

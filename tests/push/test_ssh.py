@@ -97,9 +97,16 @@ def test_connection_that_is_let_go_of_is_opened_anew(cluster):
     assert logins(cluster) == 2
 
 
-def test_socket_of_a_long_state_directory_is_in_one_of_the_users_own(cluster):
+@pytest.mark.root
+@pytest.mark.parametrize("why", ["long", "anothers"])
+def test_socket_is_in_a_directory_of_the_users_own(cluster, why):
     settings = cluster.settings()
-    settings["site"]["state_dir"] = f"{cluster.root}/{'long' * 20}"
+    if why == "long":
+        settings["site"]["state_dir"] = f"{cluster.root}/{'long' * 20}"
+    else:
+        # Another of the same group was the first to push.
+        (cluster.state / "ssh").mkdir(mode=0o700)
+        os.chown(cluster.state / "ssh", 60001, 60001)
     [option] = [word for word in ssh.arguments(server(), settings) if "ControlPath" in word]
     control = Path(option.partition("=")[2])
     assert len(os.fsencode(control)) <= 90

@@ -267,6 +267,10 @@ def test_family_is_told_by_server_and_equal_ones_together(site: Site) -> None:
     assert faults[2].startswith("web3: cannot open ")
     assert len(faults) == 3
     assert [drift.server for drift in all_servers(conf, everything=True, on="web[1,3]")[0]] == ["web1", "web3"]
+    assert all_servers(conf, "world/slip", on="web1")[1] == [
+        "not in the production tree: world/slip; servers that have it lose it",
+        "web1: same",
+    ]
 
 
 def test_verify_refuses_what_a_push_refuses_and_waits_for_pushes(site: Site) -> None:

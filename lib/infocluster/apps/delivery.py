@@ -56,7 +56,8 @@ def push(run: Run) -> str:
     for name in asked:
         given = {other for other, value in run.arguments.items() if value} - WITH[name] - {name}
         if given:
-            raise UsageError(f"cannot push: -{name} does not go with {', '.join('-' + other for other in given)}")
+            words = ", ".join("a path" if other == "path" else f"-{other}" for other in sorted(given))
+            raise UsageError(f"cannot push: -{name} does not go with {words}")
     if asked == ["status"]:
         return _status(run, kind)
     if asked == ["verify"]:

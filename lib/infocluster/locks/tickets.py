@@ -157,14 +157,18 @@ def arriving(directory: str, what: str, end: float | None, say: Say, verb: str =
         UnavailableError: the directory cannot be made, read or locked in time.
     """
     if not os.path.isdir(directory):
-        _make(directory)
+        make(directory)
     with _mutex(directory, what, end, say, verb):
         _sweep(directory)
         yield
 
 
-def _make(directory: str) -> None:
-    """Make the directory of the tickets with the mode it has to have, whatever the umask is."""
+def make(directory: str) -> None:
+    """Make a directory that is its group's, as that of the tickets, whatever the umask is; one that exists stays.
+
+    Raises:
+        UnavailableError: it cannot be made.
+    """
     parent, _, name = directory.rpartition("/")
     parent = parent or "/"
     temporary = f"{parent}/{files.temporary_name(name)}"

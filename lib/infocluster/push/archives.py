@@ -47,25 +47,26 @@ _HEADERS_BYTES = 4096
 _PACKING = threading.Lock()
 
 
-def place(path: str) -> str:
-    """Return the tree path of a directory to unpack things in that come beside a tree path."""
-    return f"{path.partition('/')[0]}/{files.temporary_name('push')}"
-
-
-def unpacking(directory: str) -> list[str]:
+def unpacking(tree: str) -> list[str]:
     """Return the commands of a POSIX shell that read archives in a row, and put in place what is in them.
 
+    They unpack in a directory of the tree with the shell's number at the end of its name, and remove those of shells
+    that were killed.
+
     Args:
-        directory: as `place` gives it.
+        tree: the tree that the archives are of.
     """
-    quoted = shlex.quote(directory)
+    aside = f"./{tree}/{files.temporary_name('push')}"
     return [
         "umask 077",
-        f"trap 'rm -rf {quoted}' 0",
+        f"for old in {shlex.quote(f'./{tree}/{files.TEMPORARY}push.')}*; "
+        'do test ! -d "$old" || kill -0 "${old##*.}" 2>/dev/null || rm -rf "$old"; done',
+        f"aside={shlex.quote(aside)}.$$",
+        """trap 'rm -rf "$aside"' 0""",
         "trap 'exit 1' 1 2 13 15",
-        f"mkdir {quoted} && tar --extract --ignore-zeros --preserve-permissions --no-same-owner "
-        f"--warning=no-timestamp --directory={quoted} && umask 0 && cp --recursive --no-dereference "
-        f"--preserve=links --link --force --no-target-directory {quoted} .",
+        'mkdir "$aside" && tar --extract --ignore-zeros --preserve-permissions --no-same-owner '
+        '--warning=no-timestamp --directory="$aside" && umask 0 && cp --recursive --no-dereference '
+        '--preserve=links --link --force --no-target-directory "$aside" .',
     ]
 
 
@@ -126,8 +127,8 @@ def put(server: Server, listing: Listing, order: Order, wanted: list[Action]) ->
 
 def _is_sent(server: Server, listing: Listing, order: Order, shipment: list[Action]) -> bool:
     """Send a shipment, and tell whether all of it is in place. Raises as `put`."""
-    first = shipment[0].path
-    commands = [*comparison.preamble(server.destination), *_tree(listing, first), *unpacking(place(first))]
+    tree = shipment[0].path.partition("/")[0]
+    commands = [*comparison.preamble(server.destination), *_tree(listing, tree), *unpacking(tree)]
     with ssh.conversation(server, order.settings, "sh -c " + shlex.quote("; ".join(commands))) as talk:
         try:
             for piece in _dealt(shipment, PIECE_COUNT, PIECE_BYTES):
@@ -157,9 +158,8 @@ def _dealt(actions: list[Action], count: int, size_bytes: int) -> Iterator[list[
         yield part
 
 
-def _tree(listing: Listing, path: str) -> list[str]:
-    """Return the command that makes the tree of a path where it is missing, with its mode."""
-    tree = path.partition("/")[0]
+def _tree(listing: Listing, tree: str) -> list[str]:
+    """Return the command that makes a tree where it is missing, with its mode."""
     quoted = shlex.quote("./" + tree)
     mode = listing.top.directories[tree].mode & 0o777 | 0o700
     return [f"test -d {quoted} || mkdir -m {mode:o} {quoted}"]

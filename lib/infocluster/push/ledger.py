@@ -36,13 +36,13 @@ from typing import Any
 
 from infocluster import files, trees
 from infocluster.errors import UnavailableError, reason
-from infocluster.locks import lockfile
+from infocluster.locks import lockfile, tickets
 from infocluster.push.servers import Server
 
 FORMAT = "infocluster ledger 1"
 ALL = ""
 PATHS_LIMIT = 1000
-FILE_MODE = 0o640
+FILE_MODE = 0o660
 LOCK_S = 60.0
 
 # By path, the Unix time since when it is lacked; None where nobody knows.
@@ -185,7 +185,7 @@ def _update(
     file, directory = _file(state_dir), f"{state_dir}/pushes"
     try:
         if not os.path.isdir(directory):
-            files.make_directories(directory, 0o750)
+            tickets.make(directory)
         with lockfile.hold(f"{directory}/ledger.lock", timeout_s=LOCK_S):
             written = _read(file, report)
             known = _of(configured, written)

@@ -49,7 +49,7 @@ from typing import Any, NamedTuple
 
 from infocluster import files, trees
 from infocluster.errors import RefusedError, UnavailableError, reason
-from infocluster.locks import lockfile
+from infocluster.locks import lockfile, tickets
 from infocluster.names import printable
 from infocluster.push.servers import Server
 from infocluster.trees import ABSENT, Directory, Entry, Listing, join
@@ -64,7 +64,7 @@ PARTS_LIMIT = 64
 PATHS_LIMIT = 16
 # So many parts are kept in memory while servers are looked through.
 SHELF_LIMIT = 100
-FILE_MODE = 0o640
+FILE_MODE = 0o660
 LOCK_S = 60.0
 
 Say = Callable[[str], None]
@@ -319,7 +319,8 @@ def remember(
     updated = {_key(server) for server in servers}
     kept = {_key(server) for server in configured} | updated
     try:
-        files.make_directories(directory, 0o750)
+        if not os.path.isdir(directory):
+            tickets.make(directory)
         with lockfile.hold(f"{directory}/lock", timeout_s=LOCK_S):
             index = _index(directory, report)
             sets: Sets = {}

@@ -79,7 +79,7 @@ def _script(listing: Listing, paths: list[str], destination: str) -> str:
             *comparison.told(listing, paths),
             f"printf '{comparison.END.decode()}\\n'",
             "read -r go || exit 0",
-            *archives.unpacking(archives.place(paths[0])),
+            *archives.unpacking(paths[0].partition("/")[0]),
         ]
     )
 

@@ -6,12 +6,13 @@ for everything: an empty mount point or a slip of the finger must not empty the 
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 from infocluster import files, names, trees
 from infocluster.errors import RefusedError, UnavailableError, UsageError, reason
+from infocluster.locks import pathlocks
 
 Say = Callable[[str], None]
 
@@ -140,6 +141,19 @@ def obstacle(production_dir: str, tree: str, may_be_empty: bool = False) -> str 
     except OSError as error:
         raise UnavailableError(f"cannot read {names.printable(path)}: {reason(error)}") from error
     return f"the tree {shown} is empty here; to empty it on the servers, name it beside -all"
+
+
+def tell_gone(listings: Iterable[trees.Listing], say: Say) -> None:
+    """Say which of the named paths nothing is at: the servers lose them, or somebody has mistyped one."""
+    if paths := sorted({path for listing in listings for path in _gone(listing.top, "")}):
+        say(f"not in the production tree: {pathlocks.listed(paths)}; servers that have it lose it")
+
+
+def _gone(node: trees.Directory, path: str) -> Iterator[str]:
+    yield from (trees.join(path, name) for name in node.absent)
+    for name, below in node.directories.items():
+        if not below.whole:
+            yield from _gone(below, trees.join(path, name))
 
 
 def common(some: Sequence[str], others: Sequence[str]) -> list[str]:

@@ -35,12 +35,13 @@ from contextlib import contextmanager, suppress
 
 from infocluster import files, processes, trees
 from infocluster.errors import ConfigError, RefusedError, UnavailableError, reason
+from infocluster.locks import tickets
 from infocluster.names import printable
 from infocluster.push import ssh
 from infocluster.push.order import Order
 from infocluster.push.servers import Server
 from infocluster.push.skeleton import REMOVE, SEND, LeftOut, Skeleton
-from infocluster.trees import Action, Directory, Listing
+from infocluster.trees import Action, Listing
 
 OUTPUT_LIMIT_BYTES = 1 << 30
 # Seconds rdist waits for an answer of the server.
@@ -138,7 +139,8 @@ class _Push:
         made = []
         try:
             try:
-                files.make_directories(directory, 0o750)
+                if not os.path.isdir(directory):
+                    tickets.make(directory)
                 for name, content, mode in (
                     (f"{stamp}.dist", text, 0o640),
                     (f"{stamp}.ssh", f'#!/bin/sh\nexec {" ".join(words)} "$@"\n', 0o750),
@@ -313,16 +315,12 @@ class _Reading:
 
 def _kind(listing: Listing, path: str) -> str:
     """Return what a named path is: "file", "directory", "gone", "lost" (with its directory) or "" (left out)."""
-    *parents, last = path.split("/")
-    node: Directory | None = listing.top
-    is_lost = False
-    for parent in parents:
-        node = node.directories.get(parent) if node is not None else None
-        is_lost = is_lost or (node is not None and node.mode == trees.ABSENT)
+    above, _, last = path.rpartition("/")
+    node = listing.directory(above)
     if node is None:
         return ""
     if last in node.absent:
-        return "lost" if is_lost else "gone"
+        return "lost" if above and node.mode == trees.ABSENT else "gone"
     if last in node.directories:
         return "directory"
     return "file" if last in node.entries else ""
@@ -330,7 +328,7 @@ def _kind(listing: Listing, path: str) -> str:
 
 def _status(listing: Listing, path: str) -> tuple[bool, int]:
     """Return whether a tree path is a directory of the listing, and its size in bytes."""
-    node = _node(listing, path.rpartition("/")[0])
+    node = listing.directory(path.rpartition("/")[0])
     last = path.rpartition("/")[2]
     if node is None:
         return False, 0
@@ -340,15 +338,8 @@ def _status(listing: Listing, path: str) -> tuple[bool, int]:
     return False, entry[1] if entry else 0
 
 
-def _node(listing: Listing, path: str) -> Directory | None:
-    node: Directory | None = listing.top
-    for part in path.split("/") if path else ():
-        node = node.directories.get(part) if node is not None else None
-    return node
-
-
 def _below(listing: Listing, path: str) -> Iterator[str]:
-    node = _node(listing, path)
+    node = listing.directory(path)
     if node is not None:
         for name in sorted((*node.entries, *node.directories)):
             yield trees.join(path, name)

@@ -8,6 +8,7 @@ Shape: the record of a push is one file in STATE_DIR/pushes, ``20251122T190411.2
          "started": 1763838251.25, "waited_s": 0.0, "held": [1763838251.25, 1763838251.66], "duration_s": 0.42,
          "paths": ["world/sample"], "show": false,
          "ok": false,
+         "faults": ["push host push1: not heard for 10 s; the other push hosts will serve web[1,3]"],
          "left": [{"path": "world/sample/draft.html", "reason": "others may not read it (mode 0600)"}],
          "servers": [{"name": "web1", "ok": true, "installed": 1, "updated": 2, "removed": 0, "bytes": 8211,
                       "duration_s": 0.31, "faults": []}],
@@ -16,9 +17,9 @@ Shape: the record of a push is one file in STATE_DIR/pushes, ``20251122T190411.2
                       "more": 0}]}
 
     ``started`` in Unix seconds, ``waited_s`` for the path locks, which were ``held`` from one Unix time to
-    another. ``changes`` has one element for each set of servers
-    to which the same was done; of more than 1000 paths the first are kept and ``more`` counts the others. ``ok``
-    says that every server has everything. The newest 1000 records are kept.
+    another. ``ok`` says that every server has everything; ``faults`` are what was wrong beside what is ``left`` out
+    and with servers. ``changes`` has one element for each set of servers to which the same was done; of more than
+    1000 paths the first are kept and ``more`` counts the others. The newest 1000 records are kept.
 
 Source: documentation of wwwpush; ClusterShell's node sets.
 """
@@ -38,7 +39,7 @@ FORMAT = "infocluster push 1"
 CHANGES_LIMIT = 1000
 RECORDS_KEPT = 1000
 FAULTS_SHOWN = 3
-RECORD_MODE = 0o640
+RECORD_MODE = 0o660
 
 Record = dict[str, Any]
 
@@ -64,10 +65,14 @@ def _result(outcome: Outcome, show: bool) -> str:
     )
     parts = [f"{count} {one if count == 1 else many}" for count, one, many in counts if count]
     removed = len(outcome.changes) - len(sent)
+    if show and not outcome.faults and outcome.changes:
+        would = [f"send {', '.join(parts)}"] if parts else []
+        would += [f"remove {removed}"] if removed else []
+        return f"would {', '.join(would)}"
     parts += [f"{removed} {'to remove' if show else 'removed'}"] if removed else []
     done = ", ".join(parts) or "nothing to do"
     if not outcome.faults:
-        return f"would do {done}" if show and parts else f"ok, {done}"
+        return f"ok, {done}"
     more = len(outcome.faults) - FAULTS_SHOWN
     why = "; ".join(outcome.faults[:FAULTS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
     return f"failed{' after ' + done if parts else ''}: {why}"
@@ -115,12 +120,11 @@ def of_server(outcome: Outcome) -> Record:
 
 
 def keep(record: Record, directory: str) -> None:
-    """Write a record and remove the oldest beyond those that are kept.
+    """Write a record in a directory, which the ledger has made, and remove the oldest beyond those that are kept.
 
     Raises:
         OSError: it cannot be written.
     """
-    files.make_directories(directory, 0o750)
     seconds, rest = divmod(round(record["started"] * 1e6), 1_000_000)
     start = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}.{rest:06d}Z"
     files.replace(

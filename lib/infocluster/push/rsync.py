@@ -28,7 +28,7 @@ from contextlib import ExitStack, suppress
 
 from infocluster import processes
 from infocluster.config import Settings
-from infocluster.errors import RefusedError, UnavailableError
+from infocluster.errors import UnavailableError
 from infocluster.names import printable
 from infocluster.processes import Outcome
 from infocluster.push import archives, comparison, ssh
@@ -81,55 +81,6 @@ _HOPELESS = ("No space left on device", "Read-only file system", "Disk quota exc
 
 _SOME_FAILED, _VANISHED_SOME, _LIMITED = 23, 24, 25
 _BROKEN = frozenset({10, 12, 30, 35, ssh.NOT_REACHED})
-
-
-def over_ssh(
-    server: Server, listing: Listing, order: Order, found: comparison.Difference | None = None
-) -> Iterator[Action]:
-    """Bring a listing to a server over ssh. The destination has to exist: a disk that is not mounted is not filled.
-
-    Args:
-        server: who gets it.
-        listing: what is pushed.
-        order: how.
-        found: what the server is known to lack, if it was asked.
-
-    Raises:
-        UnreachableError: the server could not be reached, or the connection broke.
-        UnavailableError: it refused us, its disk is full or read-only, the time is over, or the push was stopped.
-        ConfigError: its user is no plain name.
-    """
-    work = Push(server, listing, order)
-    if order.atomic:
-        from infocluster.push import switch
-
-        return switch.work(work)
-    return work.work(found)
-
-
-def daemon(server: Server, listing: Listing, order: Order) -> Iterator[Action]:
-    """Bring a listing to a module of an rsync daemon; a password is taken from the variable RSYNC_PASSWORD.
-
-    The module has to have ``use chroot = yes``: without it the daemon alters the texts of links.
-
-    Raises:
-        RefusedError: each directory should switch over in one step, which takes more than an rsync daemon does.
-        UnreachableError, UnavailableError, ConfigError: as `over_ssh`.
-    """
-    if order.atomic:
-        raise RefusedError(f"cannot switch over directories on {server.name}: it takes ssh, an rsync daemon cannot")
-    return Push(server, listing, order).work()
-
-
-def at_home(server: Server, listing: Listing, order: Order) -> Iterator[Action]:
-    """Bring a listing to a directory of this host, each of its directories in one step.
-
-    Raises:
-        UnavailableError: its disk is full or read-only or cannot do that, the time is over, or the push was stopped.
-    """
-    from infocluster.push import switch
-
-    return switch.work(Push(server, listing, order))
 
 
 class Report:
@@ -197,7 +148,16 @@ class Push:
             self.sort_out(below, join(path, name))
 
     def work(self, found: comparison.Difference | None = None) -> Iterator[Action]:
-        """Do it all, knowing or finding out what the server lacks, and yield what was done."""
+        """Do it all, and yield what was done. The destination has to exist: a disk not mounted is not filled.
+
+        Args:
+            found: what the server is known to lack, if it was asked.
+
+        Raises:
+            UnreachableError: the server could not be reached, or the connection broke.
+            UnavailableError: it refused us, its disk is full or read-only, the time is over, or the push was stopped.
+            ConfigError: its user is no plain name.
+        """
         if found is None and self.server.transport == "ssh" and self.whole and self.listing.count >= LARGE_COUNT:
             found = self.compared()
         report = Report()
@@ -487,16 +447,10 @@ class Push:
         parents = [parent for parent in parents if parent != _HOLDING]
         if found := _TEMPORARY.fullmatch(name):
             known = join("/".join(parents), found["name"])
-            if known in self.named or self.holds(parents, found["name"]):
+            directory = self.listing.directory("/".join(parents))
+            if known in self.named or (directory is not None and found["name"] in directory.entries):
                 name = found["name"]
         return join("/".join(parents), name)
-
-    def holds(self, parents: list[str], name: str) -> bool:
-        """Tell whether the listing has a file or link."""
-        node: Directory | None = self.listing.top
-        for parent in parents:
-            node = node.directories.get(parent) if node is not None else None
-        return node is not None and name in node.entries
 
 
 def _action(line: str) -> Action | None:

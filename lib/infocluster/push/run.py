@@ -103,7 +103,8 @@ def push(
         plan.check(paths, request, production_dir)
         # Only now: the pushes that were waited for have noted what failed.
         lacking = ledger.lacking(state_dir, every, told) if request.retry or request.quick else {}
-        kinds = list(_kinds(targets, skeletons, paths, conf, say, told))
+        kinds = list(_kinds(targets, skeletons, paths, conf, say, fault))
+        plan.tell_gone((kind.listing for kind in kinds), say)
         jobs = [job for kind in kinds for job in _jobs(kind, request, lacking, conf, told)]
         with _slot(request, conf, say), progress("pushing", len(jobs), "servers") as advance:
             if not request.show:
@@ -118,7 +119,7 @@ def push(
                 _remember(kinds, jobs, outcomes, owed, every, request.quick, is_all, conf, told)
         held_until = time.time()
     for line, is_fault in record.result_lines(outcomes, request.show):
-        (told if is_fault else say)(line)
+        (fault if is_fault else say)(line)
     left = {path: why for kind in kinds for path, why in kind.listing.left if not _is_excepted(why)}
     result: Record = {
         "format": record.FORMAT,
@@ -132,7 +133,8 @@ def push(
         "duration_s": round(time.monotonic() - began, 3),
         "paths": paths,
         "show": request.show,
-        "ok": not faults,
+        "ok": not (faults or left or any(outcome.faults for outcome in outcomes)),
+        "faults": faults[: record.CHANGES_LIMIT],
         "left": [{"path": path, "reason": why} for path, why in left.items()],
         "servers": [record.of_server(outcome) for outcome in outcomes],
         "notify": _notices(kinds, outcomes),

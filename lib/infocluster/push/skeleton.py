@@ -239,10 +239,8 @@ class Skeleton:
         tells it then.
         """
         for path, line in self._excepted.exact.items():
-            *parents, last = path.split("/")
-            node: trees.Directory | None = listing.top
-            for part in parents:
-                node = node.directories.get(part) if node is not None else None
+            above, _, last = path.rpartition("/")
+            node = listing.directory(above)
             if node is None or last in node.entries or last in node.directories or last in node.left:
                 continue
             if node.whole or last in node.absent:

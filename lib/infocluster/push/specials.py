@@ -91,11 +91,8 @@ def assumed(listing: Listing, paths: Iterable[str]) -> Iterator[Action]:
         paths: tree paths in it.
     """
     for path in paths:
-        here: Directory | None = listing.top
-        *parents, last = path.split("/")
-        for name in parents:
-            here = here.directories.get(name) if here else None
-        below = here.directories.get(last) if here else None
+        above, _, last = path.rpartition("/")
+        here, below = listing.directory(above), listing.directory(path)
         if below is not None and below.mode != ABSENT:
             yield from _all(below, path)
         elif here is not None and last in here.entries:

@@ -8,8 +8,9 @@
    found to be dead by ssh, which removes it and opens the next.
 
 The socket is called by a hash of all that decides where it leads: an address of a socket has some hundred bytes, and
-ssh needs a few of them until it is bound. Where STATE_DIR is too long for that, sockets are in a directory of
-the user's own below /run/user or /tmp. Host keys are checked as ssh's own configuration says; nothing is asked.
+ssh needs a few of them until it is bound. Where STATE_DIR is too long for that, or STATE_DIR/ssh is another user's,
+sockets are in a directory of the user's own below /run/user or /tmp. Host keys are checked as ssh's own configuration
+says; nothing is asked.
 
 Source: ssh(1), ssh_config(5), unix(7).
 """
@@ -212,7 +213,7 @@ def _socket_file(server: Server, settings: Settings) -> str:
             raise ConfigError(f"cannot read {push['ssh_config']}: {reason(error)}") from error
     name = blake2b("\0".join(identity).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
     file = f"{settings['site']['state_dir']}/ssh/{name}"
-    if len(os.fsencode(file)) > _ADDRESS_LIMIT_BYTES or not _PLAIN.issuperset(file):
+    if len(os.fsencode(file)) > _ADDRESS_LIMIT_BYTES or not _PLAIN.issuperset(file) or _is_anothers(file):
         run_dir = f"/run/user/{os.geteuid()}"
         parent = run_dir if os.path.isdir(run_dir) else "/tmp"  # noqa: S108 - a directory that is checked to be ours
         file = f"{parent}/infocluster-ssh-{os.geteuid()}/{name}"
@@ -220,12 +221,22 @@ def _socket_file(server: Server, settings: Settings) -> str:
     return file
 
 
+def _is_anothers(file: str) -> bool:
+    """Tell whether a file's directory is another user's, who pushes by the same group as we."""
+    try:
+        return os.lstat(os.path.dirname(file)).st_uid != os.geteuid()
+    except OSError:
+        return False
+
+
 def _own_directory(directory: str) -> None:
     """Make sure that a directory is there and that only we may use it: who owns its sockets is us on the servers."""
     try:
-        if not os.path.lexists(directory):
+        try:
+            status = os.lstat(directory)
+        except FileNotFoundError:
             files.make_directories(directory, 0o700)
-        status = os.lstat(directory)
+            status = os.lstat(directory)
     except OSError as error:
         raise UnavailableError(f"cannot make {directory}: {reason(error)}") from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():

@@ -56,7 +56,8 @@ def record(state_dir: str, kind: str, servers: Sequence[Server], report: Say) ->
 
 
 def status(state_dir: str, kind: str, servers: Sequence[Server], now: float, report: Say) -> list[str]:
-    """Return how it stands, for a person: a line for each push, then one for all servers that lag behind equally.
+    """Return how it stands, for a person: a line for each push, one for each thing that was wrong with it but for
+    its servers, then one for all servers that lag behind equally.
 
     Args:
         state_dir: the settings' state_dir.
@@ -69,7 +70,7 @@ def status(state_dir: str, kind: str, servers: Sequence[Server], now: float, rep
         UnavailableError: what is kept cannot be read.
     """
     found = record(state_dir, kind, servers, report)
-    lines = [_push_line(push) for push in found["pushes"]] or ["no push yet"]
+    lines = [line for push in found["pushes"] for line in _push_lines(push)] or ["no push yet"]
     alike: dict[tuple[tuple[str, ...], float | None], list[str]] = {}
     for server in found["servers"]:
         alike.setdefault((tuple(server["lacks"]), server["since"]), []).append(server["name"])
@@ -83,7 +84,7 @@ def status(state_dir: str, kind: str, servers: Sequence[Server], now: float, rep
     return lines
 
 
-def _push_line(push: dict[str, Any]) -> str:
+def _push_lines(push: dict[str, Any]) -> list[str]:
     good = [server["name"] for server in push["servers"] if server["ok"]]
     bad = [server["name"] for server in push["servers"] if not server["ok"]]
     results = [f"{nodes.folded(names)} {how}" for names, how in ((good, "ok"), (bad, "failed")) if names]
@@ -91,7 +92,8 @@ def _push_line(push: dict[str, Any]) -> str:
         results.append(f"{len(push['left'])} left out")
     what = f"{push['program']} {pathlocks.listed(push['paths'])}"
     when = tickets.local(push["started"])
-    return f"{when} {printable(push['user'])}: {what}: {', '.join(results)}, in {push['duration_s']:.2f} s"
+    line = f"{when} {printable(push['user'])}: {what}: {', '.join(results)}, in {push['duration_s']:.2f} s"
+    return [line, *(f"  {printable(fault)}" for fault in push["faults"])]
 
 
 def _pushes(directory: str, kind: str, report: Say) -> list[dict[str, Any]]:
@@ -112,7 +114,8 @@ def _pushes(directory: str, kind: str, report: Say) -> list[dict[str, Any]]:
                 raise ValueError
             if push["kind"] == kind:
                 del push["changes"]
-                _push_line(push)
+                push.setdefault("faults", [])
+                _push_lines(push)
                 found.append(push)
         except FileNotFoundError:
             # A push that just ended dropped the oldest.

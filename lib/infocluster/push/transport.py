@@ -14,44 +14,55 @@ import time
 from collections.abc import Callable, Iterator
 
 from infocluster import trees
-from infocluster.errors import InfoclusterError, UnavailableError
+from infocluster.errors import InfoclusterError, RefusedError, UnavailableError
 from infocluster.names import printable
 from infocluster.push.order import BEGUN, Order, Outcome, UnreachableError
 from infocluster.push.servers import Server
 
 
 def local(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
-    """Bring a listing to a directory of this host, which has to exist: a disk that is not mounted is not filled.
-
-    Where each directory has to switch over in one step, that is `rsync`'s.
-    """
+    """Bring a listing to a directory of this host, which has to exist: a disk that is not mounted is not filled."""
     if order.atomic:
-        from infocluster.push import rsync
-
-        return rsync.at_home(server, listing, order)
+        return _switched(server, listing, order)
     return trees.mirror(listing, server.destination, show=order.show, keep=listing.leave)
 
 
 def over_ssh(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
     """Bring a listing to a server over ssh: a few small files as a `parcel`, what that leaves with `rsync`."""
-    found = None
-    if not order.atomic:
-        from infocluster.push import parcel
+    if order.atomic:
+        yield from _switched(server, listing, order)
+        return
+    from infocluster.push import parcel
 
-        found, is_done = parcel.send(server, listing, order)
-        if found and (is_done or order.show):
-            yield from found.actions()
-            return
+    found, is_done = parcel.send(server, listing, order)
+    if found and (is_done or order.show):
+        yield from found.actions()
+        return
     from infocluster.push import rsync
 
-    yield from rsync.over_ssh(server, listing, order, found)
+    yield from rsync.Push(server, listing, order).work(found)
 
 
 def daemon(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
-    """Bring a listing to a server's rsync daemon: see `rsync`."""
+    """Bring a listing to a module of an rsync daemon; a password is taken from the variable RSYNC_PASSWORD.
+
+    The module has to have ``use chroot = yes``: without it the daemon alters the texts of links.
+
+    Raises:
+        RefusedError: each directory should switch over in one step, which takes more than an rsync daemon does.
+    """
+    if order.atomic:
+        raise RefusedError(f"cannot switch over directories on {server.name}: it takes ssh, an rsync daemon cannot")
     from infocluster.push import rsync
 
-    return rsync.daemon(server, listing, order)
+    return rsync.Push(server, listing, order).work()
+
+
+def _switched(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:
+    """Bring a listing to a server, each of its directories in one step."""
+    from infocluster.push import rsync, switch
+
+    return switch.work(rsync.Push(server, listing, order))
 
 
 def by_rdist(server: Server, listing: trees.Listing, order: Order) -> Iterator[trees.Action]:

@@ -131,6 +131,7 @@ def all_servers(request: plan.Request, conf: Settings, say: Say, fault: Say) -> 
     paths = plan.checked(request, production_dir, fault)
     with pathlocks.hold(paths, request.timeout_s, directory=conf["site"]["state_dir"] + "/pathlocks", say=say):
         should = {name: contents(production_dir, paths, skeleton) for name, skeleton in skeletons.items()}
+        plan.tell_gone((one.listing for one in should.values()), say)
         told: set[str] = set()
         for one in should.values():
             for path, why in one.unread.items():
