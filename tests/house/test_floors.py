@@ -91,6 +91,17 @@ def test_module_imports_from_floors_below(path: Path) -> None:
         assert other == room or FLOOR[other] < FLOOR[room] or is_ground, f"{room} imports {other}"
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Inside functions neither: what a function imports its module needs too."""
+    names = {str(path.relative_to(LIBRARY.parent).with_suffix("")).replace("/", "."): path for path in modules()}
+    left = {name: set(installation.imports(str(path))) & names.keys() - {name} for name, path in names.items()}
+    # Who imports nothing that is left is in no circle.
+    while free := [name for name, imported in left.items() if not imported & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left
+
+
 def test_library_is_imported_by_its_owner_alone() -> None:
     for path in modules():
         relative = str(path.relative_to(LIBRARY))
