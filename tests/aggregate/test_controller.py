@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The controller: both shapes of aggregators, once and no more, what fails is set aside, and built-ins."""
 
+import contextlib
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -136,17 +139,26 @@ def test_module_that_others_depend_on_keeps_what_it_has_and_is_no_aggregator(tmp
     assert not site.faults
 
 
+def bound(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(path.parent):
+        made.bind(path.name)
+
+
 def test_what_is_no_report_is_counted_with_its_reason(tmp_path: Path) -> None:
     site = house(tmp_path, "Sum")
     site.queue().add(b"SEER/1.0 REPORT\nId: x\n\n")
     site.queue().add(b"")
     site.queue().add(b"x" * (5 << 20))
+    for make in (lambda path: path.symlink_to("/etc/hostname"), lambda path: os.mkfifo(path), bound):
+        path = tmp_path / "var/gather/web1/www/reports" / site.queue().add(b"x")
+        path.unlink()
+        make(path)
     site.put(report("Other", b"", "o"))
     site.put(report("Number", b"1", "old", date=str(int(site.now) - 31 * 86400)))
     site.put(report("Number", b"1", "new", date=str(int(site.now) + 1000)))
     with site.controller() as control:
-        assert control.take() == 6
-        expected = {"malformed": 1, "unreadable": 2, "taken": 1, "no aggregator": 1, "too old": 1, "too new": 1}
+        assert control.take() == 9
+        expected = {"malformed": 1, "unreadable": 5, "taken": 1, "no aggregator": 1, "too old": 1, "too new": 1}
         assert control.store.counts() == expected
 
 

@@ -114,6 +114,25 @@ def test_what_was_set_aside_is_listed_while_another_one_runs(site: Site) -> None
             serving.terminate()
 
 
+def test_report_that_is_not_ours_to_read_waits_and_holds_up_nothing(site: Site) -> None:
+    site.configure('[aggregate]\naggregators = ["FileProcessor"]\n')
+    for name in ("shut", "open"):
+        put(site, "web1", files_report(name, a_txt=b"a"), 0)
+    shut = min(path for path in (site.gather("web1") / "reports").rglob("*") if path.is_file())
+    shut.chmod(0)
+    # root reads everything, unless it is told not to
+    under = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    for read in (1, 0):
+        command = [*under, sys.executable, str(ROOT / "batch/controller"), "-once"]
+        done = subprocess.run(
+            command, env=site.environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr.count("Permission denied")) == (1, 1), done.stderr
+        assert done.stdout.startswith(f"controller: {read} report")
+    shut.chmod(0o644)
+    assert site.batch("controller", "-once").stdout.startswith("controller: 1 report read")
+
+
 def test_what_an_install_would_remove_again_is_not_published(site: Site) -> None:
     (site.root / "var/wwwdev/world/nodes").mkdir()
     done = site.batch("controller", "-once")
