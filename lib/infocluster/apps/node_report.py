@@ -135,7 +135,8 @@ def _told(one: base.Collector) -> Told:
 def _collect(run: Run, clock: calls.Clock, node: str, spool: _Spool, collectors: list[base.Collector]) -> int:
     """Put what the collectors see into the spool and return how many reports that is."""
     made = 0
-    for one, told in _reports(run, clock, collectors):
+    # All are asked first: what the spool holds is told by one of them, and is not to count what this run puts there.
+    for one, told in list(_reports(run, clock, collectors)):
         added: Told = []
         for kind, data in told:
             try:
