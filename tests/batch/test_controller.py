@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+from aggregate.cluster import until
 from aggregate.house import files_report
 from conftest import ROOT, Site
 from infocluster.aggregate import answers, refusals, wire
+from infocluster.apps import nodes_served
 from infocluster.queue.simple import Simple
 
 PUSH = '[aggregate]\npush = true\nmetrics_file = "{root}/metrics.prom"\naggregators = ["FileProcessor"]\n'
@@ -20,6 +23,8 @@ FAULTY = {
     "Pictured": "def sections(self, now): yield {'id': 'a', 'title': 'A', 'pictures': ['<svg></svg>']}",
     "Nameless": "def sections(self, now): yield {'title': 'B'}",
     "Blank": "def sections(self, now): yield {'id': 'my files', 'title': 'C'}",
+    "Twice": "def sections(self, now): yield from ({'id': 'twice', 'title': 'D%d' % n} for n in range(2))",
+    "Shown": "def sections(self, now): yield {'id': 'faults', 'title': 'E'}",
     "Textual": "def published(self): yield 'Sum'",
     "Numeric": "def published(self): yield {'type': 5}",
     "Dated": "requesttypes = 'Dated',; processREQUEST = lambda self, msg: [{'modtime': 1e300}]",
@@ -112,6 +117,49 @@ def test_what_was_set_aside_is_listed_while_another_one_runs(site: Site) -> None
             assert site.batch("controller", "-again").returncode == 75
         finally:
             serving.terminate()
+
+
+HOLD = """
+import sys
+from infocluster.locks import pathlocks
+with pathlocks.hold(["world"], directory=sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_push_of_what_is_published_keeps_no_report_and_no_request_waiting(site: Site, open_dir: Path) -> None:
+    path = f"{open_dir}/socket"
+    more = 'aggregators = ["FileProcessor"]\nlook_s = 0.1\nupdate_period_s = 0.1\n'
+    site.configure(f'[aggregate]\nsocket = "{path}"\n{more}')
+    page = site.production / "world/nodes/index.html"
+    command = [sys.executable, str(ROOT / "batch/controller"), "-serve"]
+    hold = [sys.executable, "-c", HOLD, str(site.root / "var/state/pathlocks")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(hold, env={"PYTHONPATH": str(ROOT / "lib")}, text=True, **pipes) as other:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        with subprocess.Popen(command, env=site.environment(), stderr=subprocess.PIPE, text=True) as serving:
+            try:
+                put(site, "web1", files_report("1", a_txt=b"1"), 0)
+                query = {"type": "File", "name": "a.txt"}
+                until(lambda: (nodes_served.ask(path, query, 5) or [0])[0] == 200)
+                assert not page.exists()
+                other.communicate("")
+                until(lambda: page.exists() and "a.txt" in page.read_text())
+                # Somebody tidied up there: it ends as it should all the same.
+                os.unlink(path)
+            finally:
+                serving.terminate()
+            said = serving.communicate()[1]
+            assert said.startswith("controller: cannot lock world/nodes: ") and said.count("\n") == 1
+
+
+def test_what_is_no_socket_is_not_removed_for_one(site: Site, open_dir: Path) -> None:
+    (open_dir / "precious").write_text("kept")
+    site.configure(f'[aggregate]\nsocket = "{open_dir}/precious"\n')
+    done = site.batch("controller", "-serve")
+    assert done.returncode == 78 and f"cannot listen at {open_dir}/precious" in done.stderr
+    assert (open_dir / "precious").read_text() == "kept"
 
 
 def test_report_that_is_not_ours_to_read_waits_and_holds_up_nothing(site: Site) -> None:
