@@ -143,7 +143,7 @@ def _moment(when: float) -> str:
 
 def _share(disk: Any) -> str:
     used = 1 - disk.free_bytes / disk.size_bytes if disk.size_bytes else 0.0
-    return f"{100 * used:.0f} % full" + (", little is left" if used > FULL_SHARE else "")
+    return f"{100 * used:.0f}\u00a0% full" + (", little is left" if used > FULL_SHARE else "")
 
 
 class HealthCollector(Collector):
