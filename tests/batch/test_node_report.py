@@ -3,13 +3,15 @@
 
 import http.server
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from aggregate.cluster import KEY
-from conftest import Site
+from aggregate.cluster import KEY, until
+from conftest import ROOT, Site
 from infocluster.aggregate import messages_pb2, wire
 
 MODULE = """from infocluster.aggregate.base import Collector, Module
@@ -176,6 +178,24 @@ def test_the_spool_is_told_as_it_was_before_this_run(site: Site) -> None:
             site.batch("node-report")
         waiting = [messages_pb2.Health.FromString(data).queues[-1].waiting for data in (taken[3], taken[7])]
         assert waiting == [0, 4]
+
+
+def test_it_needs_its_spool_alone_and_is_alone_at_it(site: Site) -> None:
+    (site.root / "var/state").rmdir()
+    (site.root / "var/state").write_text("the place of another user")
+    with taker([]) as (port, taken):
+        configure(site, port, "Three", more=f'spool_dir = "{site.root}/spool"\n')
+        assert site.batch("node-report").returncode == 0 and len(taken) == 3
+        command = [sys.executable, str(ROOT / "batch/node-report"), "-follow"]
+        with subprocess.Popen(command, env=site.environment(), stderr=subprocess.PIPE, text=True) as following:
+            try:
+                until(lambda: len(taken) == 6)
+                done = site.batch("node-report")
+                assert done.returncode == 75 and "spool/lock: held by pid" in done.stderr and len(taken) == 6
+            finally:
+                following.terminate()
+            assert following.communicate()[1] == ""
+        assert site.batch("node-report", "-resend").returncode == 0
 
 
 def test_without_key_or_address_nothing_is_made(site: Site) -> None:
