@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -160,6 +161,11 @@ def test_what_is_no_socket_is_not_removed_for_one(site: Site, open_dir: Path) ->
     done = site.batch("controller", "-serve")
     assert done.returncode == 78 and f"cannot listen at {open_dir}/precious" in done.stderr
     assert (open_dir / "precious").read_text() == "kept"
+    # Nor is a place made up for a page where there is no production tree.
+    shutil.rmtree(site.production)
+    done = site.batch("controller", "-once")
+    assert done.returncode == 1
+    assert f"cannot publish world/nodes: {site.production}: No such file" in done.stderr
 
 
 def test_report_that_is_not_ours_to_read_waits_and_holds_up_nothing(site: Site) -> None:

@@ -227,7 +227,7 @@ def _placed(directory: str, contents: Mapping[str, bytes], remove: Sequence[str]
     try:
         fd = trees.open_directory(conf["site"]["production_dir"], directory, make=True)
     except OSError as error:
-        place = names.printable(f"{conf['site']['production_dir']}/{error.filename}".rstrip("/"))
+        place = names.printable(os.path.join(conf["site"]["production_dir"], error.filename or "").rstrip("/"))
         raise UnavailableError(f"cannot publish {names.printable(directory)}: {place}: {reason(error)}") from error
     try:
         _check_no_directory(fd, directory, [*contents, *remove])
