@@ -118,6 +118,13 @@ def test_report_takes_effect_once_however_often_and_wherever_it_comes(tmp_path: 
         control.take()
         assert control.instances["Sum"].total == 12  # type: ignore[attr-defined]
         assert control.store.counts() == {"taken": 2, "duplicate": 3}
+        # A server that is out of reach for a while, as by NFS, brings nothing back that was read.
+        server = tmp_path / "var/gather/web1"
+        server.rename(tmp_path / "unmounted")
+        assert control.take() == 0
+        control.tidy()
+        (tmp_path / "unmounted").rename(server)
+        assert control.take() == 0 and control.store.counts() == {"taken": 2, "duplicate": 3}
 
 
 def test_module_that_others_depend_on_keeps_what_it_has_and_is_no_aggregator(tmp_path: Path) -> None:

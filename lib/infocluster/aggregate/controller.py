@@ -403,7 +403,8 @@ class Controller:
             UnavailableError: the database cannot be written.
         """
         with self.store.transaction():
-            self.store.forget(self.queues.present())
+            servers = {server for server, top in self.queues.servers() if os.path.isdir(top)}
+            self.store.forget(self.queues.present(), servers)
             self.store.forget_ids(self.clock(), self.own["keep_days"])
 
     def marks(self) -> bytes:
