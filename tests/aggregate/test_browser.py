@@ -4,6 +4,7 @@
 Screenshots are kept in build/screenshots.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -149,6 +150,12 @@ def test_what_comes_is_seen_without_a_reload(open_dir: Path) -> None:
                         assert wide <= width and shown.execute_script(CUT) == 0, f"{path}: {wide} px of {width}"
                 paper = shown.execute_script("return getComputedStyle(document.body).backgroundColor")
                 assert (paper == "rgb(17, 21, 28)") is is_dark
+                if is_dark:
+                    # A page that is published no more does not say that it follows.
+                    updates = open_dir / "www/world/nodes/updates.json"
+                    published = json.loads(updates.read_text())
+                    updates.write_text(json.dumps({**published, "made": published["made"] - 400}))
+                    until(lambda: "The controller has told nothing for" in text(shown, "#live"))
         with browser(open_dir / "profile-plain", has_scripts=False) as shown:
             shown.get(f"{site.server.url}/nodes/")
             assert "result.txt" in text(shown, "#files") and "777" in text(shown, "#counters")
