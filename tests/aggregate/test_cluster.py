@@ -73,6 +73,11 @@ def test_the_first_aggregator_ever_written_gets_files_from_a_node_to_the_page(op
             until(lambda: "more.txt" in page(site))
             assert site.ask("type=File&name=more.txt")["files"][0]["data"] == "bW9yZQo="
             assert site.get("/cgi-bin/request.cgi?type=File&name=none")[0] == 404
+            # What a node handed in is kept and runs nowhere; pages have the policy of the site.
+            _, fields, body = site.get("/cgi-bin/request.cgi?type=File&name=more.txt&format=raw")
+            assert body == b"more\n" and fields["Content-Disposition"].startswith("attachment")
+            assert fields["Content-Security-Policy"] == "default-src 'none'; sandbox"
+            assert site.get("/nodes/")[1]["Content-Security-Policy"].startswith("default-src 'self'; ")
             assert site.get("/cgi-bin/request.cgi?type=Nothing")[0] == 404
             body = site.get("/cgi-bin/request.cgi?updates", Accept="application/x-protobuf")[2]
             assert len(messages_pb2.Updates.FromString(body).updates) > 3

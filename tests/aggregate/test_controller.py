@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The controller: both shapes of aggregators, once and no more, what fails is set aside, and built-ins."""
 
+import contextlib
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -115,6 +118,13 @@ def test_report_takes_effect_once_however_often_and_wherever_it_comes(tmp_path: 
         control.take()
         assert control.instances["Sum"].total == 12  # type: ignore[attr-defined]
         assert control.store.counts() == {"taken": 2, "duplicate": 3}
+        # A server that is out of reach for a while, as by NFS, brings nothing back that was read.
+        server = tmp_path / "var/gather/web1"
+        server.rename(tmp_path / "unmounted")
+        assert control.take() == 0
+        control.tidy()
+        (tmp_path / "unmounted").rename(server)
+        assert control.take() == 0 and control.store.counts() == {"taken": 2, "duplicate": 3}
 
 
 def test_module_that_others_depend_on_keeps_what_it_has_and_is_no_aggregator(tmp_path: Path) -> None:
@@ -136,17 +146,26 @@ def test_module_that_others_depend_on_keeps_what_it_has_and_is_no_aggregator(tmp
     assert not site.faults
 
 
+def bound(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(path.parent):
+        made.bind(path.name)
+
+
 def test_what_is_no_report_is_counted_with_its_reason(tmp_path: Path) -> None:
     site = house(tmp_path, "Sum")
     site.queue().add(b"SEER/1.0 REPORT\nId: x\n\n")
     site.queue().add(b"")
     site.queue().add(b"x" * (5 << 20))
+    for make in (lambda path: path.symlink_to("/etc/hostname"), lambda path: os.mkfifo(path), bound):
+        path = tmp_path / "var/gather/web1/www/reports" / site.queue().add(b"x")
+        path.unlink()
+        make(path)
     site.put(report("Other", b"", "o"))
     site.put(report("Number", b"1", "old", date=str(int(site.now) - 31 * 86400)))
     site.put(report("Number", b"1", "new", date=str(int(site.now) + 1000)))
     with site.controller() as control:
-        assert control.take() == 6
-        expected = {"malformed": 1, "unreadable": 2, "taken": 1, "no aggregator": 1, "too old": 1, "too new": 1}
+        assert control.take() == 9
+        expected = {"malformed": 1, "unreadable": 5, "taken": 1, "no aggregator": 1, "too old": 1, "too new": 1}
         assert control.store.counts() == expected
 
 
@@ -314,11 +333,12 @@ def test_no_name_leaves_its_directory(name: str) -> None:
 
 def test_counters_know_their_course_and_what_a_day_added(tmp_path: Path) -> None:
     site = house(tmp_path, "Counters")
-    start = 1795384800
+    start = int(site.now) - 3600
     for n, value in enumerate((100, 150, 170, 30, 40)):
         data = messages_pb2.Counters()
-        data.counters.add(name="hits", value=value, time=start + 60 * n)
-        site.put(report("Counters", data.SerializeToString(), f"c{n}"))
+        # A clock that was ahead once does not keep later values out.
+        data.counters.add(name="hits", value=value, time=start + 60 * n if n else site.now + 5000)
+        site.put(report("Counters", data.SerializeToString(), f"c{n}", date=str(start + 60 * n)))
         site.now += 0.01
     bad = messages_pb2.Counters()
     bad.counters.add(name="hits", value=float("nan"))
@@ -330,6 +350,7 @@ def test_counters_know_their_course_and_what_a_day_added(tmp_path: Path) -> None
         assert one["value"] == 40 and [point["value"] for point in one["history"]] == [100, 150, 170, 30, 40]
         known = control.instances["Counters"].known["node1"]["hits"]  # type: ignore[attr-defined]
         assert sum(added for _, added in known["days"]) == 50 + 20 + 30 + 10
+        assert control.answer({"type": "Counters", "node": "node2"}) is None
         assert len(control.store.aside()) == 1
         (section,) = control.ask("Counters", "sections", dict, start + 300.0)
         assert section["rows"][0][:3] == ["node1", "hits", "40"] and "<svg" in section["pictures"][0][1]

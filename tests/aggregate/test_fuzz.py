@@ -77,7 +77,7 @@ def test_anything_at_the_door_is_answered_and_stays_in_its_place(root: Path, dat
     assert set(os.listdir(root / "gather")) <= {"reports", "reports.nodes", "reports.refused", "reports.refused.lock"}
     assert set(os.listdir(root / "etc")) == {"secrets", "infocluster.toml", "infocluster.toml.compiled"}
     if (root / "gather/reports.nodes").exists():
-        assert set(os.listdir(root / "gather/reports.nodes")) <= {"node1", "node1.old"}
+        assert set(os.listdir(root / "gather/reports.nodes")) <= {"node1", "node1~"}
 
 
 NAMES = st.text(max_size=60) | st.lists(st.sampled_from(["..", ".", "/", "a", "\\", "~", "%2e", "\n"])).map("".join)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from aggregate.cluster import until
 from conftest import ROOT
 from infocluster.aggregate import intake, refusals
 from infocluster.errors import UnavailableError
+from infocluster.locks import lockfile
 from infocluster.queue.simple import Simple
 
 NOW = 1795384800.0
@@ -40,19 +42,34 @@ def test_many_at_once_store_each_report_once_and_count_each_refusal(tmp_path: Pa
 def test_ids_are_moved_aside_and_still_known_for_as_long_as_they_can_come_again(tmp_path: Path) -> None:
     queue = str(tmp_path / "reports")
     count = intake.IDS_LIMIT_BYTES // 60 + 10
+    assert intake.put(queue, "node1.old", "another node's", b"x", 600, NOW, False)
 
     def put(number: int, now: float) -> bool:
         return intake.put(queue, "node1", f"{number:060d}", b"x", 600, now, False)
 
     assert all(put(number, NOW) for number in range(count))
     own = tmp_path / "reports.nodes/node1"
-    assert own.with_name("node1.old").stat().st_size > intake.IDS_LIMIT_BYTES > own.stat().st_size
+    assert own.with_name("node1~").stat().st_size > intake.IDS_LIMIT_BYTES > own.stat().st_size
     # Those that were moved may still come: they are not moved out of sight by the next ones.
     assert all(put(number, NOW + 10) for number in range(count, 2 * count))
     assert not any(put(number, NOW + 20) for number in range(0, 2 * count, 50))
+    assert not intake.put(queue, "node1.old", "another node's", b"x", 600, NOW, False)
     # Later they may go.
     assert put(2 * count, NOW + 2000) and put(2 * count + 1, NOW + 2000)
     assert not put(2 * count, NOW + 2000) and put(0, NOW + 2000)
+
+
+def test_ids_that_are_moved_while_a_report_waits_keep_it_from_nothing(tmp_path: Path) -> None:
+    queue, own = str(tmp_path / "reports"), tmp_path / "reports.nodes/node1"
+    assert intake.put(queue, "node1", "before", b"x", 600, NOW, False)
+    with own.open("rb+") as held:
+        assert lockfile.take(held.fileno(), timeout_s=10)
+        program = [sys.executable, "-IS", "-c", PROGRAM, str(ROOT / "lib"), queue]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as waiting:
+            until(lambda: f"-> FLOCK  ADVISORY  WRITE {waiting.pid} " in Path("/proc/locks").read_text())
+            own.rename(own.with_name("node1~"))
+            held.close()
+            assert waiting.communicate(timeout=60) == (b"100\n", b"")
 
 
 def test_line_of_an_id_that_was_torn_is_no_id(tmp_path: Path) -> None:

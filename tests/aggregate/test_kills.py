@@ -85,17 +85,17 @@ def test_every_valid_report_takes_effect_once_whatever_is_killed_when(tmp_path: 
     with subprocess.Popen(feeder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as feeding:
         assert feeding.stdin
         for _ in range(KILLS):
-            before = counted(tmp_path)
+            # Some 360 come into the queues in each round: so many are taken before the kill, however long it takes.
+            wanted = counted(tmp_path) + chance.randrange(1, 300)
             feeding.stdin.write(b"\n")
             feeding.stdin.flush()
             with subprocess.Popen([*controller, "-serve"], env=environment, stderr=subprocess.PIPE) as process:
                 # It is at work when it is killed: what was handed in has begun to take effect, and more comes.
-                until(lambda process=process, before=before: process.poll() is not None or counted(tmp_path) > before)
+                until(lambda process=process, n=wanted: process.poll() is not None or counted(tmp_path) >= n)
                 time.sleep(chance.uniform(0, 0.4))
                 assert process.poll() is None, process.stderr and process.stderr.read()
                 process.kill()
         told = json.loads(feeding.communicate(timeout=400)[0])
-    assert counted(tmp_path) > REPORTS / 2
     done = subprocess.run(
         [*controller, "-once"], env=environment, capture_output=True, text=True, timeout=200, check=False
     )

@@ -84,6 +84,11 @@ def test_what_a_class_depends_on_is_its_own_word_or_its_base_s(tmp_path: Path, t
             "a.py:2: cannot load 'DEPENDS, which is no plain list of names'",
         ),
         ("class A(Aggregator:\n", "A", "a.py:2: cannot load it"),
+        (
+            f"class A(Aggregator): pass\nx = {'-' * 200000}1\n",
+            "A",
+            "a.py:1: cannot load it: something in it is too deep",
+        ),
         ("class A(Module): pass\n", "A", "a.py:2: cannot load A: it is no subclass of Aggregator"),
         ("class A(Collector): pass\n", "A", "a.py:2: cannot load A: it is no subclass of Aggregator"),
         ("class A(Aggregator): pass\nclass Twice(Aggregator): pass\n", "Twice", "it is defined twice, in"),

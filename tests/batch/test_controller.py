@@ -3,13 +3,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+from aggregate.cluster import until
 from aggregate.house import files_report
 from conftest import ROOT, Site
 from infocluster.aggregate import answers, refusals, wire
+from infocluster.apps import nodes_served
 from infocluster.queue.simple import Simple
 
 PUSH = '[aggregate]\npush = true\nmetrics_file = "{root}/metrics.prom"\naggregators = ["FileProcessor"]\n'
@@ -20,6 +24,8 @@ FAULTY = {
     "Pictured": "def sections(self, now): yield {'id': 'a', 'title': 'A', 'pictures': ['<svg></svg>']}",
     "Nameless": "def sections(self, now): yield {'title': 'B'}",
     "Blank": "def sections(self, now): yield {'id': 'my files', 'title': 'C'}",
+    "Twice": "def sections(self, now): yield from ({'id': 'twice', 'title': 'D%d' % n} for n in range(2))",
+    "Shown": "def sections(self, now): yield {'id': 'faults', 'title': 'E'}",
     "Textual": "def published(self): yield 'Sum'",
     "Numeric": "def published(self): yield {'type': 5}",
     "Dated": "requesttypes = 'Dated',; processREQUEST = lambda self, msg: [{'modtime': 1e300}]",
@@ -108,10 +114,77 @@ def test_what_was_set_aside_is_listed_while_another_one_runs(site: Site) -> None
             assert serving.stderr and "cannot keep the files of node1" in serving.stderr.readline()
             while not (listed := site.batch("controller", "-aside")).stdout.endswith("1 reports set aside\n"):
                 assert listed.returncode == 0, listed.stderr  # not committed yet
-            assert "FileProcessor: BadInputError: cannot keep the files of node1" in listed.stdout
+            assert "FileProcessor: cannot keep the files of node1" in listed.stdout
             assert site.batch("controller", "-again").returncode == 75
         finally:
             serving.terminate()
+
+
+HOLD = """
+import sys
+from infocluster.locks import pathlocks
+with pathlocks.hold(["world"], directory=sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_push_of_what_is_published_keeps_no_report_and_no_request_waiting(site: Site, open_dir: Path) -> None:
+    path = f"{open_dir}/socket"
+    more = 'aggregators = ["FileProcessor"]\nlook_s = 0.1\nupdate_period_s = 0.1\n'
+    site.configure(f'[aggregate]\nsocket = "{path}"\n{more}')
+    page = site.production / "world/nodes/index.html"
+    command = [sys.executable, str(ROOT / "batch/controller"), "-serve"]
+    hold = [sys.executable, "-c", HOLD, str(site.root / "var/state/pathlocks")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(hold, env={"PYTHONPATH": str(ROOT / "lib")}, text=True, **pipes) as other:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        with subprocess.Popen(command, env=site.environment(), stderr=subprocess.PIPE, text=True) as serving:
+            try:
+                put(site, "web1", files_report("1", a_txt=b"1"), 0)
+                query = {"type": "File", "name": "a.txt"}
+                until(lambda: (nodes_served.ask(path, query, 5) or [0])[0] == 200)
+                assert not page.exists()
+                other.communicate("")
+                until(lambda: page.exists() and "a.txt" in page.read_text())
+                # Somebody tidied up there: it ends as it should all the same.
+                os.unlink(path)
+            finally:
+                serving.terminate()
+            said = serving.communicate()[1]
+            assert said.startswith("controller: cannot lock world/nodes: ") and said.count("\n") == 1
+
+
+def test_what_is_no_socket_is_not_removed_for_one(site: Site, open_dir: Path) -> None:
+    (open_dir / "precious").write_text("kept")
+    site.configure(f'[aggregate]\nsocket = "{open_dir}/precious"\n')
+    done = site.batch("controller", "-serve")
+    assert done.returncode == 78 and f"cannot listen at {open_dir}/precious" in done.stderr
+    assert (open_dir / "precious").read_text() == "kept"
+    # Nor is a place made up for a page where there is no production tree.
+    shutil.rmtree(site.production)
+    done = site.batch("controller", "-once")
+    assert done.returncode == 1
+    assert f"cannot publish world/nodes: {site.production}: No such file" in done.stderr
+
+
+def test_report_that_is_not_ours_to_read_waits_and_holds_up_nothing(site: Site) -> None:
+    site.configure('[aggregate]\naggregators = ["FileProcessor"]\n')
+    for name in ("shut", "open"):
+        put(site, "web1", files_report(name, a_txt=b"a"), 0)
+    shut = min(path for path in (site.gather("web1") / "reports").rglob("*") if path.is_file())
+    shut.chmod(0)
+    # root reads everything, unless it is told not to
+    under = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    for read in (1, 0):
+        command = [*under, sys.executable, str(ROOT / "batch/controller"), "-once"]
+        done = subprocess.run(
+            command, env=site.environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr.count("Permission denied")) == (1, 1), done.stderr
+        assert done.stdout.startswith(f"controller: {read} report")
+    shut.chmod(0o644)
+    assert site.batch("controller", "-once").stdout.startswith("controller: 1 report read")
 
 
 def test_what_an_install_would_remove_again_is_not_published(site: Site) -> None:

@@ -2,13 +2,16 @@
 """node-report as a process: the order of what waits, what a server will never take, collectors that fail."""
 
 import http.server
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from aggregate.cluster import KEY
-from conftest import Site
+from aggregate.cluster import KEY, until
+from conftest import ROOT, Site
 from infocluster.aggregate import messages_pb2, wire
 
 MODULE = """from infocluster.aggregate.base import Collector, Module
@@ -139,6 +142,8 @@ def test_file_that_is_not_handed_in_is_told_when_it_changed(site: Site) -> None:
         (site.root / name / "x").write_text(name)
     (site.root / "a/large").write_text("x" * 101)
     (site.root / "a/d").mkdir()
+    (site.root / "a/-led").write_text("")
+    (site.root / os.fsdecode(b"a/\xff")).write_text("")
     more = f'files = ["{site.root}/[ab]/*", "{site.root}/a/x"]\nfile_limit_bytes = 100\n'
     with taker([]) as (port, taken):
         configure(site, port, "FileCollector", more=more)
@@ -150,7 +155,8 @@ def test_file_that_is_not_handed_in_is_told_when_it_changed(site: Site) -> None:
             return [line.removeprefix(f"node-report: cannot hand in {site.root}/") for line in lines]
 
         both = [f"b/x: {site.root}/a/x goes by the same name", "a/large: it has 101 bytes, at most 100"]
-        assert sorted(told()) == sorted(both) and len(taken) == 1
+        odd = ["a/-led: its name is not plain", "a/\\udcff: its name is not plain"]
+        assert sorted(told()) == sorted(both + odd) and len(taken) == 1
         assert told() == [] and len(taken) == 1
         (site.root / "b/x").write_text("other")
         assert told() == both[:1] and len(taken) == 1
@@ -160,6 +166,36 @@ def test_file_that_is_not_handed_in_is_told_when_it_changed(site: Site) -> None:
         assert told() == [] and len(taken) == 3
         found = {file.name: file.data for data in taken for file in messages_pb2.Files.FromString(data).files}
         assert found == {"x": b"other", "large": b""}
+        # What is gone is not remembered for ever.
+        kept = (site.root / "var/state/spool/kept.msgpack").read_bytes()
+        assert b"b/x" in kept and b"a/x" not in kept
+
+
+def test_the_spool_is_told_as_it_was_before_this_run(site: Site) -> None:
+    with taker([503]) as (port, taken):
+        configure(site, port, "Three", "HealthCollector")
+        for _ in range(2):
+            site.batch("node-report")
+        waiting = [messages_pb2.Health.FromString(data).queues[-1].waiting for data in (taken[3], taken[7])]
+        assert waiting == [0, 4]
+
+
+def test_it_needs_its_spool_alone_and_is_alone_at_it(site: Site) -> None:
+    (site.root / "var/state").rmdir()
+    (site.root / "var/state").write_text("the place of another user")
+    with taker([]) as (port, taken):
+        configure(site, port, "Three", more=f'spool_dir = "{site.root}/spool"\n')
+        assert site.batch("node-report").returncode == 0 and len(taken) == 3
+        command = [sys.executable, str(ROOT / "batch/node-report"), "-follow"]
+        with subprocess.Popen(command, env=site.environment(), stderr=subprocess.PIPE, text=True) as following:
+            try:
+                until(lambda: len(taken) == 6)
+                done = site.batch("node-report")
+                assert done.returncode == 75 and "spool/lock: held by pid" in done.stderr and len(taken) == 6
+            finally:
+                following.terminate()
+            assert following.communicate()[1] == ""
+        assert site.batch("node-report", "-resend").returncode == 0
 
 
 def test_without_key_or_address_nothing_is_made(site: Site) -> None:

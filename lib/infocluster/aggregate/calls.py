@@ -12,6 +12,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from infocluster.errors import InfoclusterError
+
 AGAIN_S = 0.2
 
 
@@ -69,9 +71,11 @@ class Clock:
 
 
 def told(error: BaseException) -> str:
-    """Return an error in one line: its name, its text, and where it was raised."""
+    """Return an error in one line: a sentence of ours as it is, of others name, text and where it was raised."""
     import traceback
 
+    if isinstance(error, InfoclusterError):
+        return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     text = " ".join(str(error).split())[:300]

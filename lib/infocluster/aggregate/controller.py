@@ -144,6 +144,8 @@ class Controller:
     def take(self, limit: int = BATCH * 8) -> int:
         """Take in reports that are new, the oldest first; return how many were read.
 
+        One that is there and cannot be read now is none of them: who goes on until nothing is new comes to an end.
+
         Raises:
             UnavailableError: the database cannot be written; what was not committed is read again.
         """
@@ -151,21 +153,18 @@ class Controller:
         found = self.queues.new(self.store.seen, limit, now)
         for line in self.queues.faults:
             self.fault(line)
-        for start in range(0, len(found), BATCH):
-            self._deliver(found[start : start + BATCH], now)
-        return len(found)
+        return sum(self._deliver(found[start : start + BATCH], now) for start in range(0, len(found), BATCH))
 
-    def _deliver(self, batch: list[Element], now: float) -> None:
-        contents = {element: self._content(element) for element in batch}
+    def _deliver(self, batch: list[Element], now: float) -> int:
+        contents = {element: content for element in batch if (content := self._content(element)) is not None}
         skipped: dict[tuple[str, str], str] = {}
         while True:
             try:
                 with self.store.transaction():
                     for element, content in contents.items():
-                        if content is not None:
-                            self._one(element, content, skipped, now)
+                        self._one(element, content, skipped, now)
                     self._keep()
-                return
+                return len(contents)
             except _FailedError as error:
                 self._renew()
                 if not error.element:
@@ -404,7 +403,8 @@ class Controller:
             UnavailableError: the database cannot be written.
         """
         with self.store.transaction():
-            self.store.forget(self.queues.present())
+            servers = {server for server, top in self.queues.servers() if os.path.isdir(top)}
+            self.store.forget(self.queues.present(), servers)
             self.store.forget_ids(self.clock(), self.own["keep_days"])
 
     def marks(self) -> bytes:

@@ -3,7 +3,7 @@
 
 Shape: ``$SERVER_GATHER/<app>/`` is a simple directory queue whose elements are messages (`wire`).
     ``$SERVER_GATHER/<app>.nodes/NODE`` holds the ids that came from a node lately, one a line; what was there before
-    the file grew over 64 KiB is in ``NODE.old``. A report whose id stands there is a duplicate.
+    the file grew over 64 KiB is in ``NODE~``, which is no node's name. A report whose id stands there is a duplicate.
 
 Both are done under a lock on the node's file: the queue first, the id behind it. RACE: killed in between, the same
 report is put into the queue again when its node, which was not answered, sends it again; the controller takes the
@@ -23,6 +23,7 @@ from infocluster.queue.simple import Simple
 
 IDS_LIMIT_BYTES = 1 << 16
 LOCK_TIMEOUT_S = 10.0
+ASIDE = "~"
 _FLAGS = posix.O_RDWR | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NOFOLLOW
 
 
@@ -65,7 +66,7 @@ def put(queue: str, node: str, message_id: str, message: bytes, keep_s: float, n
         try:
             if not lockfile.take(fd, timeout_s=LOCK_TIMEOUT_S):
                 raise UnavailableError(f"cannot lock {own} after {LOCK_TIMEOUT_S:g} s")
-            if posix.stat(own).st_ino != posix.fstat(fd).st_ino:
+            if not _is_there(own, fd):
                 # RACE: another hit moved it aside while we waited: the ids are in two files now.
                 return put(queue, node, message_id, message, keep_s, now, durable)
             text = _whole(fd)
@@ -97,6 +98,13 @@ def _opened(own: str) -> int:
         return posix.open(own, _FLAGS | posix.O_CREAT, 0o644)
 
 
+def _is_there(own: str, fd: int) -> bool:
+    try:
+        return posix.stat(own).st_ino == posix.fstat(fd).st_ino
+    except FileNotFoundError:
+        return False
+
+
 def _has(text: bytes, line: bytes) -> bool:
     return text.startswith(line) or b"\n" + line in text
 
@@ -108,7 +116,7 @@ def _whole(fd: int) -> bytes:
 
 def _before(own: str) -> bytes:
     try:
-        return files.read(own + ".old")
+        return files.read(own + ASIDE)
     except FileNotFoundError:
         return b""
 
@@ -116,9 +124,9 @@ def _before(own: str) -> bytes:
 def _rotate(own: str, keep_s: float, now: float) -> None:
     """Move the ids aside, unless those that were moved last can still be asked for."""
     try:
-        if now < posix.stat(own + ".old").st_mtime + 2 * keep_s:
+        if now < posix.stat(own + ASIDE).st_mtime + 2 * keep_s:
             return
     except FileNotFoundError:
         pass
-    posix.rename(own, own + ".old")
-    posix.utime(own + ".old", (now, now))
+    posix.rename(own, own + ASIDE)
+    posix.utime(own + ASIDE, (now, now))

@@ -177,6 +177,9 @@ def _looked(directory: str, faults: list[str], uid: int) -> list[Found]:
         except SyntaxError as error:
             faults.append(f"{path}:{error.lineno or 1}: cannot load it: {error.msg}")
             continue
+        except (MemoryError, RecursionError):  # what the parser says where its stack ends
+            faults.append(f"{path}:1: cannot load it: something in it is too deep")
+            continue
         except (OSError, ValueError) as error:
             faults.append(f"{path}:1: cannot load it: {reason(error) if isinstance(error, OSError) else error}")
             continue

@@ -14,6 +14,7 @@ Shape: the marks of a queue, ``<marks>/<app>.queue`` in the production tree, say
     ``digest`` is of the elements' names in order, so that one server's mark fits no other server's directory.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -141,6 +142,10 @@ def read(element: Element, limit_bytes: int) -> bytes | None:
         fd = os.open(element.path, _FLAGS)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            return b""
+        raise
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:

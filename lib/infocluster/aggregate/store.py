@@ -139,10 +139,15 @@ class Store:
         """Remember that an element was read."""
         self.db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", (server, directory, name))
 
-    def forget(self, present: set[tuple[str, str]]) -> None:
-        """Forget the elements of directories that are gone."""
+    def forget(self, present: set[tuple[str, str]], servers: set[str]) -> None:
+        """Forget the elements of directories that are gone.
+
+        Args:
+            present: the directories there are, as (server, directory).
+            servers: whose queues can be seen; those of another one are perhaps only out of reach.
+        """
         known = self.db.execute("SELECT DISTINCT server, directory FROM seen").fetchall()
-        gone = [pair for pair in known if tuple(pair) not in present]
+        gone = [pair for pair in known if tuple(pair) not in present and pair[0] in servers]
         self.db.executemany("DELETE FROM seen WHERE server = ? AND directory = ?", gone)
 
     def take(self, src: str, message_id: str, now: float) -> bool:

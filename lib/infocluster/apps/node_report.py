@@ -2,7 +2,8 @@
 """node-report: what the collectors see, into the spool, and from there to a web server, in order.
 
 Shape: ``aggregate.spool_dir`` holds ``queue/``, a simple directory queue of messages; ``refused/``, likewise, of
-    those that a server will never take; ``kept.msgpack``, what the collectors keep through saveData.
+    those that a server will never take; ``kept.msgpack``, what the collectors keep through saveData; ``lock``, held
+    by the one run that there is at a time. It is all that a node needs to write, whoever runs this there.
 
 A report leaves the spool when a web server said that it has it. Where one is not taken now, it and all behind it wait
 for the next run: a server gets them in the order they were made in.
@@ -19,6 +20,7 @@ from infocluster import files, names
 from infocluster.aggregate import base, calls, modules, signing, wire
 from infocluster.cron.command import Run
 from infocluster.errors import ConfigError, InfoclusterError, UnavailableError, reason
+from infocluster.locks import lockfile
 from infocluster.queue.simple import Simple
 
 REFUSED_LIMIT = 100
@@ -34,7 +36,7 @@ def work(run: Run) -> str:
 
     Raises:
         ConfigError: the node has no key, or there is nowhere to send reports to.
-        UnavailableError: the spool cannot be written.
+        UnavailableError: the spool cannot be written, or another run is at it.
     """
     own = run.settings["aggregate"]
     node = names.name(own["node"] or os.uname().nodename.partition(".")[0], "the name of this node")
@@ -47,15 +49,19 @@ def work(run: Run) -> str:
     if not own["report_url"]:
         raise ConfigError("cannot report: aggregate.report_url is not set")
     spool = _Spool(run.settings)
-    collectors = _collectors(run, clock, spool)
-    while True:
-        began = time.monotonic()
-        made = 0 if run.arguments["resend"] else _collect(run, clock, node, spool, collectors)
-        sent, left = _hand_in(run, node, key, spool)
-        if not run.arguments["follow"]:
-            return f"{made} reports made, {sent} handed in, {left} left"
-        run.faults.clear()
-        time.sleep(max(0.0, own["period_s"] / 3 - (time.monotonic() - began)))
+    lock = lockfile.alone(spool.top + "/lock")
+    try:
+        collectors = _collectors(run, clock, spool)
+        while True:
+            began = time.monotonic()
+            made = 0 if run.arguments["resend"] else _collect(run, clock, node, spool, collectors)
+            sent, left = _hand_in(run, node, key, spool)
+            if not run.arguments["follow"]:
+                return f"{made} reports made, {sent} handed in, {left} left"
+            run.faults.clear()
+            time.sleep(max(0.0, own["period_s"] / 3 - (time.monotonic() - began)))
+    finally:
+        lock.release()
 
 
 class _Spool:
@@ -135,7 +141,8 @@ def _told(one: base.Collector) -> Told:
 def _collect(run: Run, clock: calls.Clock, node: str, spool: _Spool, collectors: list[base.Collector]) -> int:
     """Put what the collectors see into the spool and return how many reports that is."""
     made = 0
-    for one, told in _reports(run, clock, collectors):
+    # All are asked first: what the spool holds is told by one of them, and is not to count what this run puts there.
+    for one, told in list(_reports(run, clock, collectors)):
         added: Told = []
         for kind, data in told:
             try:

@@ -101,7 +101,8 @@ class Rounds:
         return f"{taken} report{'s' * (taken != 1)} read, {len(told)} update{'s' * (len(told) != 1)}"
 
     def serve(self, listener: "nodes_served.Listener") -> None:
-        """Do rounds for ever."""
+        """Do rounds for ever; who holds what is published, as a long push does, keeps no report and no request."""
+        self.settings = {**self.settings, "publish": {**self.settings["publish"], "lock_timeout_s": 0}}
         while True:
             self.run.faults.clear()  # they were told, and a run that ends by a signal counts none
             try:

@@ -43,6 +43,8 @@ LARGE = frozenset({"data", "history"})
 KINDS = ("web", "ftp")
 # What status.cgi adds to the metrics that it finds published.
 OF_STATUS = frozenset({"published_age_seconds", "own_queue", "own_refused"})
+# What the template has beside sections.
+IDS = frozenset({"main", "made", "live", "state", "figures", "reporting", "silent", "nodes"})
 _WORD = re.compile("[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -134,16 +136,8 @@ def page(control: Controller, settings: Settings, values: dict[str, Any], now: f
     """
     own = settings["aggregate"]
     silent = sum(node["gray"] for node in values["nodes"])
-    cgi_url = settings["site"]["cgi_url"]
-    sections = [
-        section
-        for name, instance in list(control.instances.items())
-        for section in (
-            _plain(control, name, cgi_url)
-            if _has_none(instance)
-            else control.ask(name, "sections", lambda section: _shaped(section, cgi_url), now)
-        )
-    ]
+    last = list(_own_sections(values))
+    sections = _sections(control, settings["site"]["cgi_url"], {*IDS, *(section["id"] for section in last)}, now)
     filled = {
         "site": settings["site"],
         "made": _moment(now),
@@ -156,13 +150,26 @@ def page(control: Controller, settings: Settings, values: dict[str, Any], now: f
         "silent": silent,
         "taken": values["counts"].get("taken", 0),
         "nodes": [_node(node, now) for node in values["nodes"]],
-        "sections": [*sections, *_own_sections(values)],
+        "sections": [*sections, *last],
     }
     return pages.fill("nodes.html", filled).encode("utf-8")
 
 
-def _has_none(instance: Aggregator) -> bool:
-    return type(instance).sections is Aggregator.sections
+def _sections(control: Controller, cgi_url: str, ids: set[str], now: float) -> list[dict[str, Any]]:
+    """Return the sections of all aggregators; of those that share an id, the first: the script finds them by it."""
+    found = []
+    for name, instance in list(control.instances.items()):
+        if type(instance).sections is Aggregator.sections:
+            shaped = _plain(control, name, cgi_url)
+        else:
+            shaped = control.ask(name, "sections", lambda section: _shaped(section, cgi_url), now)
+        for section in shaped:
+            if section["id"] in ids:
+                control.fault(f"cannot show a section of {name}: its id {section['id']} is another one's")
+            else:
+                ids.add(section["id"])
+                found.append(section)
+    return found
 
 
 def _plain(control: Controller, name: str, cgi_url: str) -> Iterable[dict[str, Any]]:

@@ -19,8 +19,10 @@ import json
 import os
 import select
 import socket
+import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from infocluster import secrets
@@ -186,8 +188,9 @@ class Listener:
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             # What a controller that was killed has left: another one cannot run, it holds the lock of this program.
-            if os.path.exists(path):
-                os.unlink(path)
+            with suppress(FileNotFoundError):
+                if stat.S_ISSOCK(os.lstat(path).st_mode):
+                    os.unlink(path)
             self._socket.bind(path)
             os.chmod(path, 0o666)  # noqa: S103 - whoever may enter its directory may ask what the page shows
             self._socket.listen(WAITING)
@@ -238,4 +241,5 @@ class Listener:
         """Close the socket and remove it."""
         if self._socket is not None:
             self._socket.close()
-            os.unlink(self._path)
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)

@@ -93,7 +93,7 @@ def published(request: Request, now: float) -> "tuple[str, str]":
         )
         for node in values["nodes"]
     ]
-    counts = [(name, str(n)) for name, n in values["counts"].items()] + [("set aside", str(values["aside"]))]
+    counts = [(name, str(n)) for name, n in values["counts"].items()] + [("still set aside", str(values["aside"]))]
     counts += [
         (f"not taken by {one['server']}: {word}", str(n))
         for one in values["refused"]

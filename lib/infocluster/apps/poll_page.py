@@ -80,9 +80,15 @@ def whole(title: str, content: str, now: float) -> bytes:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><title>{escaped(title)}</title>'
-        "<style>body{font:1em/1.5 sans-serif;margin:2em;max-width:75em}main{overflow-x:auto}"
-        "table{border-collapse:collapse}th,td{text-align:left;vertical-align:top;padding:.3em .8em;"
-        "border-bottom:1px solid #8888}</style></head>\n"
+        # A wide table scrolls by itself; covers move with it and uncover a shade at the side where there is more.
+        "<style>body{font:1em/1.5 sans-serif;margin:1.5em auto;padding:0 1em;max-width:75em}"
+        "table{display:block;overflow-x:auto;margin:0 0 1em;border-collapse:collapse;background:"
+        "linear-gradient(to right,Canvas 35%,transparent) 0 0/3em 100% no-repeat local,"
+        "linear-gradient(to left,Canvas 35%,transparent) 100% 0/3em 100% no-repeat local,"
+        "linear-gradient(to right,#8888,transparent) 0 0/1em 100% no-repeat,"
+        "linear-gradient(to left,#8888,transparent) 100% 0/1em 100% no-repeat}"
+        "th,td{text-align:left;vertical-align:top;padding:.3em 1.2em .3em 0;border-bottom:1px solid #8888}"
+        "td:only-child{overflow-wrap:anywhere}</style></head>\n"
         f"<body><main><h1>{escaped(title)}</h1>\n{content}\n<p>As of {agent.moment(now)}.</p></main></body></html>\n"
     )
     return agent.without_phrase(text).encode("utf-8", "replace")

@@ -6,12 +6,14 @@
 (() => {
   // Seconds: beyond that somebody has set a clock.
   const CLOCK_SET = 5;
+  // Seconds: a controller that cron starts every minute has missed some.
+  const LATE = 300;
   const state = document.getElementById("state").dataset;
   const live = document.getElementById("live");
   const every = Number(state.every);
   // Ages count by the server's clock, not the visitor's.
   let made = Number(state.made), epoch = state.epoch, revision = Number(state.revision);
-  let seen = 0, offset = 0, has_offset = false, failures = 0, said = "";
+  let seen = 0, told_at = made, offset = 0, has_offset = false, failures = 0, said = "";
 
   const now = () => Date.now() / 1000 + offset;
   const say = (text) => { if (text !== said) { live.textContent = said = text; } };
@@ -54,10 +56,11 @@
   // What the visitor has the focus on, and how far he has scrolled a table, stays.
   const adopt = (fresh) => {
     const ids = new Set([...fresh.querySelectorAll("[data-live]")].map((part) => part.id));
+    let before = "state";
     for (const part of fresh.querySelectorAll("[data-live]")) {
       const old = document.getElementById(part.id);
       if (!old) {
-        document.querySelector("main").append(part);
+        document.getElementById(before).after(part);
       } else if (old.outerHTML !== part.outerHTML) {
         const places = [...old.querySelectorAll(".scroll")].map((box) => box.scrollLeft);
         const active = old.contains(document.activeElement) ? document.activeElement : null;
@@ -69,6 +72,7 @@
           if (again) again.focus({ preventScroll: true });
         }
       }
+      before = part.id;
     }
     for (const old of document.querySelectorAll("[data-live]")) {
       if (!ids.has(old.id)) old.remove();
@@ -95,6 +99,7 @@
     const reply = await fetch(state.request + "?" + query, { cache: "no-cache" });
     if (!reply.ok) throw new Error(reply.status);
     const told = await reply.json();
+    told_at = told.made;
     const clock = Date.parse(reply.headers.get("Date"));
     if (clock) {
       // Date has no parts of a second, and it took a while to get here: the clock is ahead of ours by no less.
@@ -115,7 +120,7 @@
         await ask();
         age();
         failures = 0;
-        say("It follows what comes.");
+        say(now() - told_at < LATE ? "It follows what comes." : `The controller has told nothing for ${span(now() - told_at)}.`);
       }
     } catch (error) {
       failures += 1;

@@ -61,7 +61,8 @@ class Counters(Aggregator):
             raise BadInputError(f"cannot count for {msg.src}: over {self.limit} counters")
         default = float(msg.number("date", int(time.time())))
         for one in told.counters:
-            when = one.time if math.isfinite(one.time) and 0 < one.time < 1e11 else default
+            # Read after its report was made, says a wrong clock: until that time came, nothing else would count.
+            when = one.time if 0 < one.time < default + 1 else default
             _add(known.setdefault(one.name, {"value": 0.0, "time": 0.0, "points": [], "days": []}), when, one.value)
         self._changed.add(msg.src)
         if msg.src not in self.news:
@@ -75,9 +76,11 @@ class Counters(Aggregator):
             self.saveData(self.news)
         self._changed.clear()
 
-    def processREQUEST(self, msg: Message) -> bytes:
-        """Return all counters with their courses, or those of one node."""
+    def processREQUEST(self, msg: Message) -> bytes | None:
+        """Return all counters with their courses, or those of one node; None of one that told none."""
         node = msg.fields.get("node", "")
+        if node and node not in self.known:
+            return None
         return self._told([node] if node else sorted(self.known), has_history=True)
 
     def getUpdateMessage(self) -> bytes | None:
@@ -112,9 +115,10 @@ class Counters(Aggregator):
             for name, one in sorted(known.items()):
                 today = one["days"][-1][1] if one["days"] and one["days"][-1][0] == _day(now) else 0
                 rows.append([node, name, f"{one['value']:,.0f}", f"{today:,.0f}"])
-                busy.append((len(one["points"]) > 1, today, node, name, one))
+                if len(one["points"]) > 1:
+                    busy.append((today, node, name, one))
         pictures = []
-        for _, _, node, name, one in sorted(busy, key=lambda item: item[:4], reverse=True)[:PICTURES]:
+        for _, node, name, one in sorted(busy, key=lambda item: item[:3], reverse=True)[:PICTURES]:
             try:
                 svg = charts.course(f"{node}: {name}", [(when, value) for when, value in one["points"]])
             except InfoclusterError:

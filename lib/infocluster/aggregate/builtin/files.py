@@ -168,19 +168,20 @@ class FileProcessor(Aggregator):
 class FileCollector(Collector):
     """Hands in the files that ``aggregate.files`` names, when they changed.
 
-    A file goes by its name without its directory: of several that share one, the first is handed in. The others, and
-    what is too large, are told when they changed.
+    A file goes by its name without its directory: of several that share one, the first is handed in. The others, what
+    is too large, and what has a name that no aggregator takes, are told when they changed.
     """
 
     def __init__(self) -> None:
         # By path [mtime and ctime in ns, size], and why where it was not handed in.
         self.told: dict[str, list[Any]] = self.restoreData({})
         self.next: dict[str, list[Any]] = {}
+        self.there: set[str] = set()
 
     def getReport(self, now: float) -> Any:
         """Return a report for each file that changed since it was told last."""
         found = []
-        self.next = {}
+        self.next, self.there = {}, set()
         paths: dict[str, str] = {}
         for pattern in self.settings["aggregate"]["files"]:
             for path in sorted(glob.glob(pattern)):
@@ -190,8 +191,8 @@ class FileCollector(Collector):
         return found
 
     def delivered(self, report: Any) -> None:
-        """Remember what was told."""
-        self.told |= self.next
+        """Remember what was told, of files that are still there."""
+        self.told = {path: mark for path, mark in (self.told | self.next).items() if path in self.there}
         self.saveData(self.told)
 
     def _changed(self, path: str, paths: dict[str, str]) -> bytes | None:
@@ -208,19 +209,23 @@ class FileCollector(Collector):
             first = paths.setdefault(name, path)
             limit = self.settings["aggregate"]["file_limit_bytes"]
             why = f"it has {status.st_size} bytes, at most {limit}" if status.st_size > limit else ""
-            why = f"{first} goes by the same name" if first != path else why
+            why = f"{names.printable(first)} goes by the same name" if first != path else why
+            why = why if names.is_component(name) else "its name is not plain"
             mark = [*_mark(status), why] if why else _mark(status)
-            if self.told.get(path) == mark:
+            # What is kept is text: a name that is not UTF-8 would not be.
+            key = path.encode("utf-8", "backslashreplace").decode()
+            self.there.add(key)
+            if self.told.get(key) == mark:
                 return None
             if why:
-                self.fault(f"cannot hand in {path}: {why}")
-                self.told[path] = mark
+                self.fault(f"cannot hand in {names.printable(path)}: {why}")
+                self.told[key] = mark
                 self.saveData(self.told)
                 return None
             content = file.read(limit)
             if _mark(os.fstat(file.fileno())) != mark or len(content) != status.st_size:
                 return None  # it is being written: the next run finds it
-        self.next[path] = mark
+        self.next[key] = mark
         data = messages.Files()
         data.files.add(name=name, modtime=status.st_mtime, data=content)
         return bytes(data.SerializeToString())

@@ -44,6 +44,7 @@ class NodeHealth(Aggregator):
                 f"cannot keep the health of {msg.src}: over {PARTS_LIMIT} disks, queues or applications"
             )
         numbers = (told.load_1, told.load_5, told.load_15, told.uptime_s, told.last_push)
+        numbers += tuple(log.oldest for log in told.backlogs)
         if not all(math.isfinite(number) and 0 <= number < 1e11 for number in numbers):
             raise BadInputError(f"cannot keep the health of {msg.src}: a number in it is none")
         told.node = msg.src
@@ -57,8 +58,10 @@ class NodeHealth(Aggregator):
             self.saveData(self.news)
 
     def processREQUEST(self, msg: Message) -> Any:
-        """Return the health of all nodes, or of one."""
+        """Return the health of all nodes, or of one; None of one that told none."""
         node = msg.fields.get("node", "")
+        if node and node not in self.known:
+            return None
         return self._told([node] if node else sorted(self.known))
 
     def getUpdateMessage(self) -> Any:
@@ -77,7 +80,7 @@ class NodeHealth(Aggregator):
             yield {"type": "Health", "node": node}
 
     def sections(self, now: float) -> Iterable[dict[str, Any]]:
-        """Return a table of the nodes, one of their queues, and a picture of loads."""
+        """Return a table of the nodes with a picture of loads, one of their queues, one of what they gathered."""
         every = [self._of(node) for node in sorted(self.known)]
         rows: list[list[Any]] = [[one.node, *_row(one)] for one in every]
         head = ["Node", "Load", "Memory free", "Disks", "Up", "Pushed"]
@@ -85,12 +88,18 @@ class NodeHealth(Aggregator):
         busy = sorted(loads, key=lambda pair: -pair[1])[:20]
         pictures = [("Load in percent of the processors", charts.bars("Load in percent", busy))] if busy else []
         yield {"id": "health", "title": "Health", "head": head, "rows": rows, "pictures": pictures}
-        waiting = [[one.node, queue.name, f"{queue.waiting:,}", ""] for one in every for queue in one.queues] + [
-            [one.node, f"gathered: {log.app}", f"{log.files:,}", f"{log.size_bytes:,}"]
+        waiting = [
+            [one.node, names.visible(queue.name), f"{queue.waiting:,}"] for one in every for queue in one.queues
+        ]
+        yield {"id": "queues", "title": "Queues", "head": ["Node", "Queue", "Waiting"], "rows": waiting}
+        backlogs = [
+            [one.node, names.visible(log.app), f"{log.files:,}", f"{log.size_bytes:,}", _moment(log.oldest)]
             for one in every
             for log in one.backlogs
         ]
-        yield {"id": "queues", "title": "Queues", "head": ["Node", "Queue", "Waiting", "Bytes"], "rows": waiting}
+        if backlogs:
+            head = ["Node", "Application", "Files", "Bytes", "Oldest"]
+            yield {"id": "gathered", "title": "Gathered", "head": head, "rows": backlogs}
 
     def metrics(self, now: float) -> Iterable[tuple[str, str, dict[str, str], float]]:
         """Return load, disks, backlogs and queues."""
@@ -124,13 +133,17 @@ def _row(one: Any) -> list[str]:
     memory = f"{100 * one.memory_free_bytes // one.memory_bytes} %" if one.memory_bytes else ""
     days, rest = divmod(int(one.uptime_s), 86400)
     up = f"{days} d {rest // 3600} h" if days else f"{rest // 3600} h {rest % 3600 // 60} min"
-    pushed = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(one.last_push)) if one.last_push else "never seen"
+    pushed = _moment(one.last_push) or "never seen"
     return [f"{one.load_1:.2f} of {one.processors}", memory, ", ".join(disks), up, pushed]
+
+
+def _moment(when: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(when)) if when else ""
 
 
 def _share(disk: Any) -> str:
     used = 1 - disk.free_bytes / disk.size_bytes if disk.size_bytes else 0.0
-    return f"{100 * used:.0f} % full" + (", little is left" if used > FULL_SHARE else "")
+    return f"{100 * used:.0f}\u00a0% full" + (", little is left" if used > FULL_SHARE else "")
 
 
 class HealthCollector(Collector):
