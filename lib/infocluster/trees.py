@@ -175,36 +175,82 @@ def open_directory(root: str | int, path: str, make: bool = False) -> int:
         RefusedError: a component is a symbolic link.
         OSError: as open(2); ``filename`` is the path that could not be opened.
     """
-    if isinstance(root, int):
-        fd = os.open(".", _OPEN_DIRECTORY, dir_fd=root)
-    else:
-        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = _opened_root(root)
     try:
-        done = ""
-        for name in path.split("/") if path else ():
-            done = join(done, name)
+        parts = path.split("/") if path else []
+        for depth in range(len(parts)):
             try:
-                below = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+                below = _opened_below(fd, parts, depth)
             except FileNotFoundError:
                 if not make:
                     raise
-                below = _made(fd, name, 0o755, durable=True)
-            except OSError:
-                if _is_link(fd, name):
-                    raise RefusedError(
-                        f"cannot use {printable(path)}: {printable(done)} is a symbolic link"
-                    ) from None
-                raise
+                below = _made(fd, parts[depth], 0o755, durable=True)
             os.close(fd)
             fd = below
-    except OSError as error:
-        os.close(fd)
-        error.filename = done
-        raise
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+class Way:
+    """A way down from a root that is gone again and again: what a path has in common with the last one stays open.
+
+    To be closed, as by `contextlib.closing`. While it is open, nothing that it leads through is removed.
+    """
+
+    __slots__ = ("_fds", "_parts", "_root")
+
+    def __init__(self, root: str | int) -> None:
+        self._root = root
+        self._parts: list[str] = []
+        self._fds: list[int] = []
+
+    def open(self, path: str) -> int:
+        """Return a descriptor of a directory, which is good until the next call and is not to be closed.
+
+        Raises:
+            RefusedError, OSError: as `open_directory`.
+        """
+        parts = path.split("/") if path else []
+        shared = 0
+        while shared < min(len(parts), len(self._parts)) and parts[shared] == self._parts[shared]:
+            shared += 1
+        self._cut(shared + 1)
+        if not self._fds:
+            self._fds.append(_opened_root(self._root))
+        for depth in range(shared, len(parts)):
+            self._fds.append(_opened_below(self._fds[-1], parts, depth))
+            self._parts.append(parts[depth])
+        return self._fds[-1]
+
+    def close(self) -> None:
+        """Close all that is open."""
+        self._cut(0)
+
+    def _cut(self, length: int) -> None:
+        while len(self._fds) > length:
+            os.close(self._fds.pop())
+        del self._parts[max(length - 1, 0) :]
+
+
+def _opened_root(root: str | int) -> int:
+    if isinstance(root, int):
+        return os.open(".", _OPEN_DIRECTORY, dir_fd=root)
+    return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _opened_below(fd: int, parts: list[str], depth: int) -> int:
+    """Open the next directory of a path."""
+    try:
+        return os.open(parts[depth], _OPEN_DIRECTORY, dir_fd=fd)
+    except OSError as error:
+        done = "/".join(parts[: depth + 1])
+        if not isinstance(error, FileNotFoundError) and _is_link(fd, parts[depth]):
+            path = "/".join(parts)
+            raise RefusedError(f"cannot use {printable(path)}: {printable(done)} is a symbolic link") from None
+        error.filename = done
+        raise
 
 
 def join(directory: str, name: str) -> str:
@@ -300,12 +346,14 @@ def mirror(
         work.failed = not removes
         work.aged = aged
         yield from work.finished(work.fill(destination_fd, listing.top, ""))
+        work.sync()
         yield from work.remove_gone()
-        work.wait()
+        work.sync()
     except OSError as error:
         raise UnavailableError(f"cannot update {destination}: {reason(error)}") from error
     finally:
         if work is not None:
+            work.way.close()
             work.disk.leave()
         for fd in (source_fd, destination_fd):
             if fd >= 0:
@@ -439,14 +487,14 @@ class _Mirror:
     def __init__(
         self, source: int, destination: int, root: str, show: bool, durable: bool, keep: Leave | None
     ) -> None:
-        self.source = source
+        self.way = Way(source)
         self.destination = destination
         self.root = root
         self.show = show
         self.durable = durable
         self.keep = keep
-        # Directories that are on their way to the disk.
-        self.waits: deque[_Sync] = deque()
+        # Directories in which names have changed that are not on the disk yet.
+        self.changed: list[str] = []
         self.disk = _Disk()
         self.failed = False
         self.aged: Callable[[str], object] | None = None
@@ -475,9 +523,7 @@ class _Mirror:
 
     def done(self, step: "_Step") -> Iterator[Action]:
         """Do what is left of one step: all steps before it are done."""
-        if isinstance(step, _Changed):
-            self.sync(step)
-        elif isinstance(step, Action):
+        if isinstance(step, Action):
             yield step
         else:
             try:
@@ -497,20 +543,22 @@ class _Mirror:
         except OSError as error:
             yield self.fault(step.action.path, error)
 
-    def sync(self, path: str) -> None:
-        """Begin to make durable which names a directory has; `wait` waits for it.
+    def sync(self) -> None:
+        """Make durable which names directories have; all at once, since one write of the journal may serve many.
 
         Raises:
-            OSError: as fsync(2), also for one that was begun before.
+            OSError: as fsync(2).
         """
-        if len(self.waits) >= STAGED:
-            self.waits.popleft().result()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, RefusedError):
-            self.waits.append(self.disk.sync(open_directory(self.destination, path), and_close=True))
-
-    def wait(self) -> None:
-        while self.waits:
-            self.waits.popleft().result()
+        waits: deque[_Sync] = deque()
+        with contextlib.closing(Way(self.destination)) as way:
+            for path in self.changed:
+                if len(waits) >= STAGED:
+                    waits.popleft().result()
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError, RefusedError):
+                    waits.append(self.disk.sync(os.dup(way.open(path)), and_close=True))
+        while waits:
+            waits.popleft().result()
+        self.changed.clear()
 
     def fill(self, there: int, wanted: Directory, path: str) -> "Iterator[_Step]":
         """Put in place what is new or changed in one directory and below; note what is to go.
@@ -554,7 +602,7 @@ class _Mirror:
             or wrong
             or any(name not in found or not stat.S_ISDIR(found[name][0]) for name in wanted.directories)
         ):
-            yield _Changed(path)
+            self.changed.append(path)
 
     def found(self, there: int, wanted: Directory) -> dict[str, Entry]:
         if there < 0:
@@ -585,17 +633,12 @@ class _Mirror:
     def put_all(
         self, there: int, wrong: list[str], found: dict[str, Entry], wanted: Directory, path: str
     ) -> "Iterator[_Step]":
-        here = -1
         try:
-            if not self.show:
-                here = open_directory(self.source, path)
+            here = -1 if self.show else self.way.open(path)
             for name in wrong:
                 yield from self.put(here, there, name, found.get(name), wanted.entries[name], join(path, name))
         except (OSError, RefusedError) as error:
             yield self.fault(path, error)
-        finally:
-            if here >= 0:
-                os.close(here)
 
     def put(self, here: int, there: int, name: str, old: Entry | None, new: Entry, path: str) -> "Iterator[_Step]":
         """Put one file or link in place, over whatever has its name."""
@@ -663,7 +706,7 @@ class _Mirror:
                 for name in gone:
                     yield from self.try_to_remove(there, name, join(path, name))
                 if self.durable and not self.show:
-                    self.sync(path)
+                    self.changed.append(path)
             finally:
                 os.close(there)
 
@@ -818,12 +861,6 @@ def _chmod(there: int, name: str, new: Entry) -> bool:
         os.close(fd)
 
 
-class _Changed(str):
-    """A directory, as its tree path, in which all names that were to change have changed."""
-
-    __slots__ = ()
-
-
 class _Staged:
     """A file that has a temporary name, and is on its way to the disk.
 
@@ -874,7 +911,7 @@ def _staged(here: int, there: int, name: str, action: Action, aside: str | None,
         raise
 
 
-_Step = Action | _Staged | _Changed
+_Step = Action | _Staged
 
 
 class _Sync:

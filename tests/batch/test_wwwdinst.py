@@ -599,8 +599,8 @@ def test_undo_is_of_the_last_install_that_changed_the_path_or_of_none(site, dev)
     # One that is not kept is in the way of those before it, not of those after it.
     build(dev, {"world/b/y": "two"})
     site.batch("wwwdinst", "world/b")
-    (kept,) = (site.state / "install/undo").glob("*/tree/world/b/y")
-    shutil.rmtree(kept.parents[3])
+    (kept,) = (site.state / "install/undo").glob("*/kept/0")
+    shutil.rmtree(kept.parents[1])
     for arguments in ([], ["world/b/y"]):
         done = site.batch("wwwdinst", "-undo", *arguments)
         assert (done.returncode, done.stdout) == (77, "") and "it is not kept" in done.stderr
@@ -669,7 +669,7 @@ def test_undo_is_bounded_in_number_and_size_and_saves_by_links(site, dev):
         assert site.batch("wwwdinst", "world/a").returncode == 0
     kept = sorted((site.state / "install/undo").iterdir())
     assert len(kept) == 2
-    assert (kept[-1] / "tree/world/a/x").stat().st_ino == number_of_file
+    assert (kept[-1] / "kept/0").stat().st_ino == number_of_file
     assert len(list((site.state / "install/log").iterdir())) == 4
     build(dev, {"world/a/x": "y" * 1_100_000})
     site.batch("wwwdinst", "world/a")

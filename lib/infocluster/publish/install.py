@@ -342,28 +342,18 @@ def _is_read(listing: trees.Listing) -> bool:
 
 
 def _drop_unreadable(listing: trees.Listing, plan: Iterable[trees.Action]) -> None:
-    here, fd = None, -1
-    try:
+    with contextlib.closing(trees.Way(listing.source)) as way:
         for action in plan:
             found = development.entry(listing, action.path) if action.verb in ("install", "update") else None
             if found is None or not stat.S_ISREG(found[0]) or action.is_directory:
                 continue
             directory, _, name = action.path.rpartition("/")
             try:
-                if directory != here:
-                    here = None
-                    if fd >= 0:
-                        os.close(fd)
-                    fd = -1
-                    fd = trees.open_directory(listing.source, directory)
-                    here = directory
-                os.close(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd))
+                here = way.open(directory)
+                os.close(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here))
             except (OSError, RefusedError) as error:
                 why = trees.Unread(reason(error) if isinstance(error, OSError) else str(error))
                 development.drop(listing, action.path, why)
-    finally:
-        if fd >= 0:
-            os.close(fd)
 
 
 def _touched(plan: Iterable[trees.Action]) -> set[str]:
@@ -375,16 +365,13 @@ def _touched(plan: Iterable[trees.Action]) -> set[str]:
 
 def _date(listing: trees.Listing, production_dir: str, directories: Iterable[str]) -> None:
     """Give directories that are listed whole their times; it is tried: one may be another user's."""
-    for path in directories:
-        found = development.node(listing, path)
-        if found is None or not found.whole:
-            continue
-        with contextlib.suppress(OSError, RefusedError):
-            fd = trees.open_directory(production_dir, path)
-            try:
-                os.utime(fd, ns=(os.fstat(fd).st_atime_ns, found.mtime_ns))
-            finally:
-                os.close(fd)
+    with contextlib.closing(trees.Way(production_dir)) as way:
+        for path in sorted(directories):
+            found = development.node(listing, path)
+            if found is not None and found.whole:
+                with contextlib.suppress(OSError, RefusedError):
+                    fd = way.open(path)
+                    os.utime(fd, ns=(os.fstat(fd).st_atime_ns, found.mtime_ns))
 
 
 def _reduced(listing: trees.Listing, plan: Iterable[trees.Action], kept: Mapping[str, str]) -> trees.Listing:

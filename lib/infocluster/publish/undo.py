@@ -12,9 +12,11 @@ Shape: ``STATE_DIR/install/log/ID.json``, one JSON object; ID is the UTC time of
     ``state`` is ``begun`` until the end, and again while it is undone, then ``done``, or ``faults`` where something
     was skipped that should not have been, and ``undone`` when it was. A run that had nothing to do leaves none.
 
-    ``STATE_DIR/install/undo/ID.BYTES/`` is there as long as it can be undone. BYTES counts what it holds: ``tree/``
-    has each file that was replaced or removed, under its tree path, as a hard link where production is on the same
-    file system, else as a copy. ``changes.json`` beside it says what there was and what came::
+    ``STATE_DIR/install/undo/ID.BYTES/`` is there as long as it can be undone. BYTES counts what it holds:
+    ``changes.json`` says what there was and what came; ``kept/`` has the content of each file that was replaced or
+    removed, as a hard link where production is on the same file system, else as a copy, and called by the number of
+    its change, from 0. In one directory, because to make and remove one for each of production's takes longer than
+    the install itself; an undo gives them their tree paths, below ``tree/``::
 
         [["update", "world/sample/index.html", [33204, 812, 1763838251250000000, ""], [33204, 907, 1763..., ""]],
          ["install", "world/sample/new", null, [40960, 0, 0, "http://host/x"]]]
@@ -117,8 +119,8 @@ def keep(record: Record, changes: Sequence[Change], conf: Settings) -> None:
         if can_undo:
             origin.make_directory(_undo_dir(state_dir))
             _make_room(_undo_dir(state_dir), install["undo_count"] - 1, install["undo_mb"] * MB - size)
-            _make_shared(_undo_dir(state_dir), f"{record['id']}.{size}/tree")
-            _save(changes, conf["site"]["production_dir"], f"{place}/tree")
+            _make_shared(f"{place}/kept")
+            _save(changes, conf["site"]["production_dir"], f"{place}/kept")
             # Durable, and with it what was linked and made before.
             _write_changes(place, changes)
         # Last: an install that is on record and not kept has changed something.
@@ -138,8 +140,8 @@ def settle(record: Record, changes: Sequence[Change], conf: Settings) -> None:
     state_dir = conf["site"]["state_dir"]
     place = _place(state_dir, record["id"])
     try:
-        if place is not None:
-            _write_changes(place, _now(changes, conf["site"]["production_dir"]))
+        if place is not None and (made := [*_now(changes, conf["site"]["production_dir"])]) != changes:
+            _write_changes(place, made)
         write(record, state_dir, conf["install"]["log_count"])
     except OSError as error:
         raise UnavailableError(f"cannot write the record of this install: {reason(error)}") from error
@@ -253,7 +255,8 @@ def put_back(
             return None
         return keep(directory, name, mode) if trees.join(directory, name) in removable else CHANGED
 
-    listing = _listing(todo, [*_unfinished(changes, of["paths"], production_dir)], f"{place}/tree")
+    source = place if show else _spread(changes, place)
+    listing = _listing(todo, [*_unfinished(changes, of["paths"], production_dir)], source)
     yield from trees.mirror(listing, production_dir, show=show, durable=True, keep=others)
     for change in todo:
         if change.old is not None and _is_mode(change):
@@ -375,13 +378,16 @@ def _remove(place: str, ignore_errors: bool = True) -> None:
     shutil.rmtree(place, ignore_errors)
 
 
-def _make_shared(top: str, path: str) -> None:
-    """Make directories in which the group of the state directory may put and remove things."""
-    for name in path.split("/"):
-        top = f"{top}/{name}"
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(top, 0o700)
-            os.chmod(top, origin.DIRECTORY_MODE)
+def _make_shared(path: str) -> None:
+    """Make a directory in which the group of the state directory may put and remove things, and those above it."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        _make_shared(path.rpartition("/")[0])
+        os.mkdir(path, 0o700)
+    os.chmod(path, origin.DIRECTORY_MODE)
 
 
 def _bytes(name: str) -> int:
@@ -396,39 +402,54 @@ def _is_replaced(change: Change) -> bool:
     return change.new is None or not stat.S_ISREG(change.new[0]) or change.old[1:3] != change.new[1:3]
 
 
-def _save(changes: Sequence[Change], production_dir: str, tree: str) -> None:
-    """Keep what is replaced, in directories like production's; what had other permissions only needs no more."""
-    files_and_links = [change for change in changes if change.old is not None and not _is_directory(change.old)]
-    for directory, fd, alike in _by_directory(files_and_links, production_dir):
-        _make_shared(tree, directory)
-        for change in filter(_is_replaced, alike):
-            name = change.path.rpartition("/")[2]
+def _save(changes: Sequence[Change], production_dir: str, kept: str) -> None:
+    """Keep what is replaced; what had other permissions only needs no more than the list of changes."""
+    with contextlib.closing(trees.Way(production_dir)) as way:
+        for number, change in enumerate(changes):
+            if not _is_replaced(change):
+                continue
+            directory, _, name = change.path.rpartition("/")
+            fd = way.open(directory)
             try:
-                os.link(name, f"{tree}/{change.path}", src_dir_fd=fd, follow_symlinks=False)
+                os.link(name, f"{kept}/{number}", src_dir_fd=fd, follow_symlinks=False)
             except OSError as error:
                 if error.errno not in _NO_LINK:
                     raise
-                _copy(fd, name, f"{tree}/{change.path}")
+                _copy(fd, name, f"{kept}/{number}")
 
 
-def _by_directory(changes: Sequence[Change], production_dir: str) -> Iterator[tuple[str, int, list[Change]]]:
-    """Yield directories of production, each with a descriptor, -1 where it is none, and the changes in it."""
-    grouped: dict[str, list[Change]] = {}
-    for change in changes:
-        grouped.setdefault(change.path.rpartition("/")[0], []).append(change)
-    for directory, alike in grouped.items():
-        try:
-            fd = trees.open_directory(production_dir, directory)
-        except (FileNotFoundError, NotADirectoryError, RefusedError):
-            yield directory, -1, alike
-            continue
-        except OSError as error:
-            place = names.printable(f"{production_dir}/{directory}")
-            raise UnavailableError(f"cannot open {place}: {reason(error)}") from error
-        try:
-            yield directory, fd, alike
-        finally:
-            os.close(fd)
+def _spread(changes: Iterable[Change], place: str) -> str:
+    """Give what is kept its tree paths, as far as an undo that was killed did not, and return the directory of that.
+
+    Raises:
+        UnavailableError: it cannot be done.
+    """
+    tree = f"{place}/tree"
+    try:
+        _make_shared(tree)
+        for number, change in enumerate(changes):
+            if change.old is None or _is_directory(change.old):
+                continue
+            target = f"{tree}/{change.path}"
+            # Of a link, too, which is put back from the list of changes.
+            _make_shared(target.rpartition("/")[0])
+            if _is_replaced(change):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(f"{place}/kept/{number}", target)
+    except OSError as error:
+        raise UnavailableError(f"cannot use what is kept in {place}: {reason(error)}") from error
+    return tree
+
+
+def _opened(way: trees.Way, directory: str, production_dir: str) -> int:
+    """Return a descriptor of a directory of production, -1 where it is none."""
+    try:
+        return way.open(directory)
+    except (FileNotFoundError, NotADirectoryError, RefusedError):
+        return -1
+    except OSError as error:
+        place = names.printable(f"{production_dir}/{directory}")
+        raise UnavailableError(f"cannot open {place}: {reason(error)}") from error
 
 
 def _copy(fd: int, name: str, target: str) -> None:
@@ -483,9 +504,11 @@ def _entry(shape: Any) -> trees.Entry | None:
 
 
 def _with_now(changes: Sequence[Change], production_dir: str) -> Iterator[tuple[Change, trees.Entry | None]]:
-    for _, fd, alike in _by_directory(changes, production_dir):
-        for change in alike:
-            yield change, None if fd < 0 else _entry_at(fd, change.path.rpartition("/")[2])
+    with contextlib.closing(trees.Way(production_dir)) as way:
+        for change in changes:
+            directory, _, name = change.path.rpartition("/")
+            fd = _opened(way, directory, production_dir)
+            yield change, None if fd < 0 else _entry_at(fd, name)
 
 
 def _now(changes: Sequence[Change], production_dir: str) -> Iterator[Change]:
@@ -528,9 +551,13 @@ def _makes_way(change: Change) -> bool:
 
 def _unfinished(changes: Sequence[Change], paths: Sequence[str], production_dir: str) -> Iterator[str]:
     """Yield what a run that was killed left under temporary names below the paths whose locks are held."""
-    for directory, fd, _ in _by_directory(changes, production_dir):
-        if fd >= 0 and any(directory == path or directory.startswith(path + "/") for path in paths):
-            yield from (trees.join(directory, name) for name in os.listdir(fd) if files.is_temporary(name))
+    with contextlib.closing(trees.Way(production_dir)) as way:
+        for directory in sorted({change.path.rpartition("/")[0] for change in changes}):
+            fd = -1
+            if any(directory == path or directory.startswith(path + "/") for path in paths):
+                fd = _opened(way, directory, production_dir)
+            if fd >= 0:
+                yield from (trees.join(directory, name) for name in os.listdir(fd) if files.is_temporary(name))
 
 
 def _listing(todo: Sequence[Change], gone: Iterable[str], source: str) -> trees.Listing:
