@@ -194,7 +194,8 @@ def memory() -> None:
                 while control.take():
                     control.update()
                     rounds.publish(site.now, True)
-                shutil.rmtree(site.queue().path)  # as the owner sweeps
+                for directory in os.scandir(site.queue().path):  # as the owner sweeps
+                    shutil.rmtree(directory.path)
                 control.tidy()
                 seen.append(resident_mb())
             assert control.store.counts()["taken"] == MANY
