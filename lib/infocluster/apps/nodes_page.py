@@ -28,7 +28,7 @@ from infocluster import files, names, pages
 from infocluster.aggregate import base, refusals
 from infocluster.aggregate.base import Aggregator
 from infocluster.aggregate.controller import Controller
-from infocluster.apps import poll_page
+from infocluster.apps import nodes_status, poll_page
 from infocluster.config import Settings
 from infocluster.errors import InfoclusterError, UnavailableError
 from infocluster.locks import pathlocks, slots
@@ -226,19 +226,11 @@ def _node(node: dict[str, Any], now: float) -> dict[str, Any]:
 
 
 def _own_sections(values: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    pushes = [
-        [
-            _moment(push["started"]),
-            ", ".join(path or "everything" for path in push["paths"]),
-            push["user"],
-            f"{push['duration_s']:.1f} s",
-            "everywhere" if push["ok"] else "not everywhere",
-        ]
-        for push in sorted(values["pushes"], key=lambda push: -push["started"])[:PUSHES]
-    ]
+    latest = sorted(values["pushes"], key=lambda push: -push["started"])[:PUSHES]
+    pushes = [nodes_status.push_row(push) for push in latest]
     lacking = [server["name"] for server in values["servers"] if server["lacks"]]
     text = f"Not up to date: {', '.join(lacking)}." if lacking else ""
-    yield _section("pushes", "Pushes", ["Started", "Paths", "By", "Took", "Arrived"], pushes, text)
+    yield _section("pushes", "Pushes", list(nodes_status.PUSHES_HEAD), pushes, text)
     head = ["Server", *poll_page.HEAD]
     yield _section("backups", "Backups", head, [[str(cell) for cell in row] for row in values["backups"]])
     counts = [[reason, f"{n:,}"] for reason, n in values["counts"].items()]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # More files of an application are not counted: a page is not to take long.
 FILES_LIMIT = 10000
+PUSHES_HEAD = ("Started", "Paths", "By", "Took", "Arrived")
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
@@ -40,7 +41,9 @@ def own(request: Request, _now: float) -> "tuple[str, str]":
     rows += [(f"not taken: {reason}", str(n)) for reason, n in sorted(refused.counts.items())]
     html = _table(("What", "How many"), rows)
     if refused.ghosts:
-        ghosts = [(name, str(n), where, _moment(last)) for name, (n, where, last) in sorted(refused.ghosts.items())]
+        ghosts = [
+            (name, str(n), where, agent.moment(last)) for name, (n, where, last) in sorted(refused.ghosts.items())
+        ]
         html += "<h3>Ghosts: nodes that there is no key for</h3>\n" + _table(
             ("Name", "Times", "From", "Last"), ghosts
         )
@@ -56,7 +59,7 @@ def gathered(request: Request, _now: float) -> "tuple[str, str]":
             if names.is_name(entry.name) and entry.is_dir(follow_symlinks=False):
                 found = list(itertools.islice(_files(entry.path), FILES_LIMIT))
                 count = f"{len(found)}{' or more' if len(found) == FILES_LIMIT else ''}"
-                oldest = _moment(min(last for _, last in found)) if found else ""
+                oldest = agent.moment(min(last for _, last in found)) if found else ""
                 rows.append((entry.name, count, str(sum(size for size, _ in found)), oldest))
     except OSError:
         return title, "<p>It cannot be read now.</p>"
@@ -88,7 +91,7 @@ def published(request: Request, now: float) -> "tuple[str, str]":
             node["name"],
             # Silent by now, whatever it was when this was published.
             "silent" if now - node["last"] > node["period"] else "reporting",
-            _moment(node["last"]),
+            agent.moment(node["last"]),
             str(node["reports"]),
         )
         for node in values["nodes"]
@@ -109,24 +112,25 @@ def published(request: Request, now: float) -> "tuple[str, str]":
     return title, html
 
 
+def push_row(push: "dict[str, Any]") -> "list[str]":
+    """Return a push of the published ``status.json`` as the cells below `PUSHES_HEAD`."""
+    return [
+        agent.moment(push["started"]),
+        ", ".join(path or "everything" for path in push["paths"]),
+        push["user"],
+        f"{push['duration_s']:.1f} s",
+        "everywhere" if push["ok"] else "not everywhere",
+    ]
+
+
 def _others(request: Request, values: "dict[str, Any]") -> "Iterator[tuple[str, tuple[str, ...], list[Any]]]":
     """Yield heading, head and rows of what else the controller published."""
     from infocluster.apps import poll, poll_page
 
-    pushes = [
-        (
-            _moment(push["started"]),
-            ", ".join(path or "everything" for path in push["paths"]),
-            push["user"],
-            f"{push['duration_s']:.1f} s",
-            "everywhere" if push["ok"] else "not everywhere",
-        )
-        for push in reversed(values["pushes"])
-    ]
-    yield "Pushes", ("Started", "Paths", "By", "Took", "Arrived"), pushes
+    yield "Pushes", PUSHES_HEAD, [push_row(push) for push in reversed(values["pushes"])]
     lacking = [(one["name"], ", ".join(path or "everything" for path in one["lacks"])) for one in values["servers"]]
     yield "Servers that lack something", ("Server", "Paths"), [row for row in lacking if row[1]]
-    locks = [(what, state, user, _moment(since)) for what, state, user, since in values.get("locks", ())]
+    locks = [(what, state, user, agent.moment(since)) for what, state, user, since in values.get("locks", ())]
     yield "Locks and slots", ("Of", "State", "By", "Since"), locks
     if poll.is_shown(request):
         yield "Backups", ("Server", *poll_page.HEAD), values["backups"]
@@ -178,7 +182,3 @@ def _table(head: "tuple[str, ...]", rows: "Sequence[tuple[str, ...]]") -> str:
     top = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escaped(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead>\n<tbody>{body}</tbody></table>"
-
-
-def _moment(when: float) -> str:
-    return agent.moment(when)

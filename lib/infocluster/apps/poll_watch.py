@@ -26,7 +26,6 @@ def work(run: Run) -> str:
     """Do one round, or rounds until a signal comes, and return the summary.
 
     Raises:
-        ConfigError: a name is there twice.
         RefusedError: the states are another user's.
         UsageError: there is no such core filer.
         UnavailableError: no state directory is named, or the states cannot be read.
@@ -59,12 +58,8 @@ def work(run: Run) -> str:
 def _filers(run: Run) -> "list[dict[str, Any]]":
     """Return the core filers that are asked for."""
     filers: list[dict[str, Any]] = run.settings["core_filers"]
-    names = [filer["name"] for filer in filers]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ConfigError(f"cannot watch: core_filers.name {shown(min(twice))} is there twice")
     only = run.arguments["only"]
-    if only is not None and only not in names:
+    if only is not None and only not in [filer["name"] for filer in filers]:
         raise UsageError(f"cannot watch {shown(str(only))}: there is no core filer of this name")
     return [filer for filer in filers if only in (None, filer["name"])]
 
